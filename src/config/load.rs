@@ -1,0 +1,417 @@
+//! From text to [`Config`]: defaults, ranges, uniqueness, `${ENV_VAR}`. Every refusal names file, line and remedy.
+
+use super::{
+    AdaptConfig, Config, ConsoleUser, CopyConfig, DatabaseConfig, FeedKind, MirrorWrites, PoolMode, ProxyConfig, RevertConfig, Secret,
+    ServerUrl, ShadowConfig, ShiftConfig, UserConfig,
+    raw::{RawConfig, RawDatabase, RawProxy, RawRevert, RawShadow, RawShift},
+};
+use std::{collections::HashSet, net::SocketAddr, ops::Range, path::Path, time::Duration};
+use toml::Spanned;
+
+/// The file was refused as a whole.
+#[derive(Debug, Clone, thiserror::Error, PartialEq)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read {path}: {reason}")]
+    Read {
+        /// As given.
+        path: String,
+        /// From the operating system.
+        reason: String,
+    },
+    /// A value is wrong.
+    #[error("{path} line {line}: {reason}")]
+    Invalid {
+        /// As given.
+        path: String,
+        /// 1-based.
+        line: usize,
+        /// What is wrong and what to write instead.
+        reason: String,
+    },
+}
+
+/// Reads and checks a file.
+///
+/// # Errors
+/// [`ConfigError`], with line and reason.
+pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    let shown = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: shown.clone(), reason: error.to_string() })?;
+    parse(&text, &shown, &|name| std::env::var(name).ok())
+}
+
+/// Checks a text; `path` is only for messages, `environment` expands `${NAME}` in urls and passwords.
+///
+/// # Errors
+/// [`ConfigError::Invalid`]
+pub fn parse(text: &str, path: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<Config, ConfigError> {
+    let invalid = |at: usize, reason: String| ConfigError::Invalid { path: path.to_owned(), line: line_of(text, at), reason };
+    let raw: RawConfig = toml::from_str(text)
+        .map_err(|error| invalid(error.span().map_or(0, |span| span.start), error.message().trim().replace('\n', " ")))?;
+    Reader { environment }.config(raw).map_err(|refusal| invalid(refusal.at, refusal.reason))
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
+}
+
+struct Refusal {
+    at: usize,
+    reason: String,
+}
+
+fn refuse<T>(span: Range<usize>, reason: impl Into<String>) -> Result<T, Refusal> {
+    Err(Refusal { at: span.start, reason: reason.into() })
+}
+
+struct Reader<'a> {
+    environment: &'a dyn Fn(&str) -> Option<String>,
+}
+
+impl Reader<'_> {
+    fn config(&self, raw: RawConfig) -> Result<Config, Refusal> {
+        let proxy = self.proxy(raw.proxy)?;
+        let mut databases = Vec::new();
+        let mut database_names = HashSet::new();
+        let mut shadow_names = HashSet::new();
+        for database in raw.database {
+            let span = database.name.span();
+            let database = self.database(database, &mut shadow_names)?;
+            if !database_names.insert(database.name.clone()) {
+                return refuse(span, format!("database `{}` is defined twice: names must be unique", database.name));
+            }
+            databases.push(database);
+        }
+        if databases.is_empty() {
+            return refuse(0..0, "no [[database]] is defined: add one with `name` and `source`");
+        }
+        Ok(Config { proxy, databases })
+    }
+
+    fn proxy(&self, raw: RawProxy) -> Result<ProxyConfig, Refusal> {
+        let metadata = match raw.metadata {
+            None => "understudy.db".into(),
+            Some(value) => match value.get_ref().strip_prefix("sqlite:") {
+                Some(path) if !path.is_empty() => path.into(),
+                _ if value.get_ref().starts_with("postgres") => {
+                    return refuse(
+                        value.span(),
+                        "a metadata repository on PostgreSQL comes with fleets of proxies, which this version does not have: use \"sqlite:FILE\"",
+                    );
+                }
+                _ => return refuse(value.span(), "metadata must be \"sqlite:FILE\""),
+            },
+        };
+        let pool_mode = match raw.pool_mode {
+            None => PoolMode::Session,
+            Some(value) => match value.get_ref().as_str() {
+                "session" => PoolMode::Session,
+                "transaction" => {
+                    return refuse(value.span(), "pool_mode \"transaction\" is not available in this version: use \"session\"");
+                }
+                other => return refuse(value.span(), format!("pool_mode is \"session\" or \"transaction\", not \"{other}\"")),
+            },
+        };
+        let console = match raw.console {
+            None => None,
+            Some(console) => Some(ConsoleUser { user: console.user, password: Secret::new(self.expand(&console.password)?) }),
+        };
+        Ok(ProxyConfig {
+            listen: address(raw.listen, "listen", "127.0.0.1:6432")?.expect("has a default"),
+            http: address(raw.http, "http", "")?,
+            metadata,
+            pool_mode,
+            console,
+            max_clients: in_range(raw.max_clients, "max_clients", 1..=1_000_000, 10_000)? as usize,
+            shadow_memory_bytes_max: match raw.shadow_memory {
+                None => 64 << 20,
+                Some(value) => bytes(&value)?,
+            },
+        })
+    }
+
+    fn database(&self, raw: RawDatabase, shadow_names: &mut HashSet<String>) -> Result<DatabaseConfig, Refusal> {
+        let name = name(&raw.name, "database")?;
+        if name == "understudy" {
+            return refuse(raw.name.span(), "the database name `understudy` is the console's: choose another name");
+        }
+        let source = self.url(&raw.source)?;
+        let mut users = Vec::new();
+        for user in raw.user {
+            users.push(UserConfig { name: name_of(&user.name), password: Secret::new(self.expand(&user.password)?) });
+        }
+        let mut shadows = Vec::new();
+        for shadow in raw.shadow {
+            let (name_span, url_span) = (shadow.name.span(), shadow.url.span());
+            let shadow = self.shadow(shadow)?;
+            if !shadow_names.insert(shadow.name.clone()) {
+                return refuse(name_span, format!("shadow `{}` is defined twice: names must be unique over the whole file", shadow.name));
+            }
+            if (&shadow.url.host, shadow.url.port, &shadow.url.dbname) == (&source.host, source.port, &source.dbname) {
+                return refuse(url_span, format!("shadow `{}` is the source itself: give the url of another database", shadow.name));
+            }
+            shadows.push(shadow);
+        }
+        Ok(DatabaseConfig { name, source, users, shadows })
+    }
+
+    fn shadow(&self, raw: RawShadow) -> Result<ShadowConfig, Refusal> {
+        let name = name(&raw.name, "shadow")?;
+        let feed = match &raw.feed {
+            None => FeedKind::Cdc,
+            Some(value) => match value.get_ref().as_str() {
+                "cdc" => FeedKind::Cdc,
+                "none" => FeedKind::None,
+                "mirror" => return refuse(value.span(), "feed \"mirror\" is not available in this version: use \"cdc\" or \"none\""),
+                other => return refuse(value.span(), format!("feed is \"cdc\" or \"none\", not \"{other}\"")),
+            },
+        };
+        let mirror_writes = match &raw.mirror_writes {
+            None => MirrorWrites::Off,
+            Some(value) => match value.get_ref().as_str() {
+                "off" => MirrorWrites::Off,
+                "rehearse" => MirrorWrites::Rehearse,
+                "apply" => {
+                    return refuse(
+                        value.span(),
+                        "mirror_writes \"apply\" belongs to feed \"mirror\", which this version does not have: use \"rehearse\"",
+                    );
+                }
+                other => return refuse(value.span(), format!("mirror_writes is \"off\" or \"rehearse\", not \"{other}\"")),
+            },
+        };
+        Ok(ShadowConfig {
+            name,
+            url: self.url(&raw.url)?,
+            feed,
+            mirror_writes,
+            sample_reads: percent(raw.sample_reads, "sample_reads", 10_000.0, 0.0)?,
+            serve_reads: percent(raw.serve_reads, "serve_reads", 100.0, 0.0)?,
+            revert: revert(raw.revert)?,
+            shift: shift(raw.shift)?,
+            adapt: AdaptConfig {
+                auto_approve: match raw.adapt.auto_approve {
+                    None => 0.95,
+                    Some(value) if (0.5..=1.0).contains(value.get_ref()) => *value.get_ref(),
+                    Some(value) => return refuse(value.span(), "auto_approve is a confidence between 0.5 and 1.0"),
+                },
+            },
+            copy: CopyConfig { workers: in_range(raw.copy.workers, "workers", 1..=64, 2)? as usize },
+        })
+    }
+
+    fn url(&self, value: &Spanned<String>) -> Result<ServerUrl, Refusal> {
+        ServerUrl::parse(&self.expand(value)?).or_else(|reason| refuse(value.span(), reason))
+    }
+
+    /// `${NAME}` becomes the environment variable's value.
+    fn expand(&self, value: &Spanned<String>) -> Result<String, Refusal> {
+        let mut expanded = String::new();
+        let mut rest = value.get_ref().as_str();
+        while let Some((before, after)) = rest.split_once("${") {
+            let Some((variable, after)) = after.split_once('}') else {
+                return refuse(value.span(), "`${` without `}`: write ${NAME}");
+            };
+            match (self.environment)(variable) {
+                Some(found) => expanded.extend([before, &found]),
+                None => return refuse(value.span(), format!("the environment variable {variable} is not set")),
+            }
+            rest = after;
+        }
+        expanded.push_str(rest);
+        Ok(expanded)
+    }
+}
+
+fn name_of(value: &Spanned<String>) -> String {
+    value.get_ref().clone()
+}
+
+fn name(value: &Spanned<String>, what: &str) -> Result<String, Refusal> {
+    let text = value.get_ref();
+    let fits = !text.is_empty() && text.len() <= 40 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    if !fits {
+        return refuse(value.span(), format!("a {what} name has 1 to 40 letters, digits, `_` or `-`, not \"{text}\""));
+    }
+    Ok(text.clone())
+}
+
+fn address(value: Option<Spanned<String>>, key: &str, default: &str) -> Result<Option<SocketAddr>, Refusal> {
+    match value {
+        None if default.is_empty() => Ok(None),
+        None => Ok(Some(default.parse().expect("a constant"))),
+        Some(value) => match value.get_ref().parse() {
+            Ok(address) => Ok(Some(address)),
+            Err(_) => refuse(value.span(), format!("{key} must be ADDRESS:PORT such as 127.0.0.1:6432, not \"{}\"", value.get_ref())),
+        },
+    }
+}
+
+fn in_range(value: Option<Spanned<i64>>, key: &str, range: std::ops::RangeInclusive<i64>, default: i64) -> Result<i64, Refusal> {
+    match value {
+        None => Ok(default),
+        Some(value) if range.contains(value.get_ref()) => Ok(*value.get_ref()),
+        Some(value) => refuse(value.span(), format!("{key} must be between {} and {}", range.start(), range.end())),
+    }
+}
+
+fn percent(value: Option<Spanned<f64>>, key: &str, max: f64, default: f64) -> Result<f64, Refusal> {
+    match value {
+        None => Ok(default),
+        Some(value) if (0.0..=max).contains(value.get_ref()) => Ok(*value.get_ref()),
+        Some(value) => refuse(value.span(), format!("{key} is a percentage between 0 and {max}, not {}", value.get_ref())),
+    }
+}
+
+fn positive(value: Option<Spanned<f64>>, key: &str, default: f64) -> Result<f64, Refusal> {
+    match value {
+        None => Ok(default),
+        Some(value) if *value.get_ref() > 0.0 && value.get_ref().is_finite() => Ok(*value.get_ref()),
+        Some(value) => refuse(value.span(), format!("{key} must be above 0")),
+    }
+}
+
+fn duration(value: Option<Spanned<String>>, key: &str, default: Duration) -> Result<Duration, Refusal> {
+    match value {
+        None => Ok(default),
+        Some(value) => match parse_duration(value.get_ref()) {
+            Some(duration) if !duration.is_zero() => Ok(duration),
+            _ => refuse(value.span(), format!("{key} is a time such as \"500ms\", \"10s\", \"5m\" or \"1h\", not \"{}\"", value.get_ref())),
+        },
+    }
+}
+
+/// `500ms`, `10s`, `5m`, `1h`, `2.5s`.
+pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
+    let text = text.trim();
+    let split = text.find(|c: char| c.is_ascii_alphabetic())?;
+    let (number, unit) = text.split_at(split);
+    let number: f64 = number.trim().parse().ok()?;
+    let seconds = match unit {
+        "ms" => 0.001,
+        "s" => 1.0,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        _ => return None,
+    };
+    Duration::try_from_secs_f64(number * seconds).ok()
+}
+
+fn bytes(value: &Spanned<String>) -> Result<usize, Refusal> {
+    let text = value.get_ref().trim();
+    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let factor = match unit.trim() {
+        "kB" => 1usize << 10,
+        "MB" => 1 << 20,
+        "GB" => 1 << 30,
+        _ => 0,
+    };
+    match number.trim().parse::<usize>() {
+        Ok(number) if factor > 0 && number > 0 => Ok(number.saturating_mul(factor)),
+        _ => refuse(value.span(), format!("a size is written like \"64MB\" (kB, MB, GB), not \"{text}\"")),
+    }
+}
+
+fn revert(raw: RawRevert) -> Result<RevertConfig, Refusal> {
+    Ok(RevertConfig {
+        window: duration(raw.window, "window", Duration::from_secs(10))?,
+        min_requests: in_range(raw.min_requests, "min_requests", 1..=1_000_000_000, 50)? as u64,
+        error_rate: percent(raw.error_rate, "error_rate", 100.0, 1.0)?,
+        mismatch_rate: percent(raw.mismatch_rate, "mismatch_rate", 100.0, 0.1)?,
+        latency_ratio: positive(raw.latency_ratio, "latency_ratio", 2.0)?,
+        max_lag: duration(raw.max_lag, "max_lag", Duration::from_secs(5))?,
+    })
+}
+
+fn shift(raw: RawShift) -> Result<ShiftConfig, Refusal> {
+    let steps = match raw.steps {
+        None => vec![1.0, 5.0, 25.0, 50.0, 100.0],
+        Some(value) => {
+            let steps = value.get_ref();
+            let ascending = steps.windows(2).all(|pair| pair[0] < pair[1]);
+            if steps.is_empty() || !ascending || !steps.iter().all(|step| *step > 0.0 && *step <= 100.0) {
+                return refuse(value.span(), "steps are ascending percentages above 0 and up to 100, such as [1, 5, 25, 50, 100]");
+            }
+            steps.clone()
+        }
+    };
+    Ok(ShiftConfig { steps, hold: duration(raw.hold, "hold", Duration::from_secs(300))? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+[proxy]
+listen = "127.0.0.1:6432"
+[[database]]
+name = "shop"
+source = "postgres://app:${SHOP_PASSWORD}@10.0.0.1:5432/shop"
+[[database.shadow]]
+name = "pg18"
+url = "postgres://app@10.0.0.2:5432/shop"
+sample_reads = 10.0
+"#;
+
+    fn read(text: &str) -> Result<Config, ConfigError> {
+        parse(text, "proxy.toml", &|name| (name == "SHOP_PASSWORD").then(|| "pw".to_owned()))
+    }
+
+    #[test]
+    fn the_shipped_file_is_good() {
+        let text = include_str!("../../proxy.toml");
+        let config = parse(text, "proxy.toml", &|_| Some("x".into())).unwrap();
+        assert_eq!(config.databases[0].shadows[0].serve_reads, 0.0, "a new shadow serves nothing until told to");
+    }
+
+    #[test]
+    fn expands_the_environment_and_fills_in_safe_defaults() {
+        let config = read(GOOD).unwrap();
+        let database = &config.databases[0];
+        assert_eq!(database.source.password.as_ref().unwrap().expose(), "pw");
+        let shadow = &database.shadows[0];
+        assert_eq!((shadow.sample_reads, shadow.serve_reads), (10.0, 0.0));
+        assert_eq!((shadow.feed, shadow.mirror_writes), (FeedKind::Cdc, MirrorWrites::Off));
+        assert!(!format!("{config:?}").contains("\"pw\""));
+    }
+
+    #[test]
+    fn a_wrong_file_is_refused_with_line_and_reason() {
+        for (from, to, line, part) in [
+            ("sample_reads = 10.0", "sample_raeds = 10.0", 10, "unknown field"),
+            ("sample_reads = 10.0", "sample_reads = -1.0", 10, "percentage"),
+            ("sample_reads = 10.0", "serve_reads = 101.0", 10, "between 0 and 100"),
+            ("sample_reads = 10.0", "feed = \"cdcc\"", 10, "feed is"),
+            ("sample_reads = 10.0", "shift.steps = [5, 1]", 10, "ascending"),
+            ("sample_reads = 10.0", "shift.hold = \"soon\"", 10, "500ms"),
+            ("sample_reads = 10.0", "revert.min_requests = 0", 10, "between"),
+            ("sample_reads = 10.0", "[[database.shadow]]\nname = \"pg18\"\nurl = \"postgres://app@h/x\"", 11, "defined twice"),
+            ("${SHOP_PASSWORD}", "${NOPE}", 6, "NOPE is not set"),
+            ("10.0.0.2", "10.0.0.1", 9, "source itself"),
+            ("name = \"shop\"", "name = \"understudy\"", 5, "console"),
+            ("listen = \"127.0.0.1:6432\"", "listen = \"6432\"", 3, "ADDRESS:PORT"),
+            ("listen = \"127.0.0.1:6432\"", "listen = ", 3, ""),
+        ] {
+            assert!(GOOD.contains(from));
+            match read(&GOOD.replace(from, to)) {
+                Err(ConfigError::Invalid { line: found, reason, .. }) => {
+                    assert!(reason.contains(part), "{to}: {reason}");
+                    assert_eq!(found, line, "{to}: {reason}");
+                }
+                other => panic!("{to}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(parse_duration("500ms"), Some(Duration::from_millis(500)));
+        assert_eq!(parse_duration("2.5s"), Some(Duration::from_millis(2500)));
+        for text in ["", "s", "5", "-1s", "1d", "nan s"] {
+            assert_eq!(parse_duration(text), None, "{text}");
+        }
+    }
+}

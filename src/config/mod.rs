@@ -1,0 +1,173 @@
+//! `proxy.toml`: what was typed ([`raw`]) becomes what it means ([`Config`]); nothing half-valid leaves this room.
+//!
+//! Deliberately absent: any connection to a server (that is `check`), any default that serves traffic from a shadow.
+//! Invariants: unknown keys are errors; a wrong file is refused whole, with line and reason; secrets print as `***`.
+
+mod load;
+mod raw;
+mod url;
+
+pub use load::{ConfigError, load, parse};
+pub use url::{Secret, ServerUrl, SslMode};
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+/// The whole file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// `[proxy]`
+    pub proxy: ProxyConfig,
+    /// `[[database]]`, in file order, names unique.
+    pub databases: Vec<DatabaseConfig>,
+}
+
+/// `[proxy]`: where the process listens and keeps its metadata.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProxyConfig {
+    /// Applications connect here; the database name `understudy` is the console.
+    pub listen: SocketAddr,
+    /// Dashboard, metrics and health; `None` switches HTTP off.
+    pub http: Option<SocketAddr>,
+    /// The SQLite file of the metadata repository.
+    pub metadata: PathBuf,
+    /// How client sessions map to server connections.
+    pub pool_mode: PoolMode,
+    /// Who may use the console: `Some((user, password))` asks for that password; `None` admits loopback clients only.
+    pub console: Option<ConsoleUser>,
+    /// Most client connections at once; the next one is refused with SQLSTATE 53300.
+    pub max_clients: usize,
+    /// Most bytes of copied statements and answers that all shadow work together may hold in memory.
+    pub shadow_memory_bytes_max: usize,
+}
+
+/// `[proxy.console]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConsoleUser {
+    /// The user name that the console asks for.
+    pub user: String,
+    /// Its password.
+    pub password: Secret,
+}
+
+/// `pool_mode`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolMode {
+    /// One server connection per client connection, for its whole life.
+    Session,
+}
+
+/// `[[database]]`: one source and its shadows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DatabaseConfig {
+    /// The name clients ask for.
+    pub name: String,
+    /// The database that owns the writes before any cutover.
+    pub source: ServerUrl,
+    /// `[[database.user]]`: credentials for sessions whose user is not the one in the URLs, so that their reads can be
+    /// served by a shadow and their sessions can be moved at a cutover.
+    pub users: Vec<UserConfig>,
+    /// `[[database.shadow]]`, in file order, names unique over the whole file.
+    pub shadows: Vec<ShadowConfig>,
+}
+
+/// `[[database.user]]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct UserConfig {
+    /// Role name.
+    pub name: String,
+    /// Its password on source and shadows.
+    pub password: Secret,
+}
+
+/// `[[database.shadow]]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct ShadowConfig {
+    /// Unique over the whole file: console commands name a shadow by it.
+    pub name: String,
+    /// Where the shadow is.
+    pub url: ServerUrl,
+    /// How rows reach it.
+    pub feed: FeedKind,
+    /// What happens with clients' write transactions.
+    pub mirror_writes: MirrorWrites,
+    /// Share of reads also run on the shadow, in percent; above 100 repeats them.
+    pub sample_reads: f64,
+    /// Share of reads answered by the shadow, in percent, 0 to 100. 0 unless the operator says otherwise.
+    pub serve_reads: f64,
+    /// When serving stops by itself.
+    pub revert: RevertConfig,
+    /// How serving grows.
+    pub shift: ShiftConfig,
+    /// What schema proposals may do by themselves.
+    pub adapt: AdaptConfig,
+    /// Limits of the initial copy and the feed.
+    pub copy: CopyConfig,
+}
+
+/// `feed`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FeedKind {
+    /// Logical replication; our applier is the only writer.
+    Cdc,
+    /// Nothing keeps the shadow in step.
+    None,
+}
+
+/// `mirror_writes`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MirrorWrites {
+    /// Writes are not mirrored.
+    Off,
+    /// Run, measured, compared and rolled back.
+    Rehearse,
+}
+
+/// `[database.shadow.revert]`: any one of these drops `serve_reads` to 0 and raises an alert.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct RevertConfig {
+    /// Length of the sliding window that is judged.
+    #[serde(serialize_with = "serialize_seconds")]
+    pub window: Duration,
+    /// Fewer requests than this in the window decide nothing (lag decides always).
+    pub min_requests: u64,
+    /// Percent of served or sampled requests that fail on the shadow only.
+    pub error_rate: f64,
+    /// Percent of decided comparisons that differ.
+    pub mismatch_rate: f64,
+    /// Shadow p99 over source p99.
+    pub latency_ratio: f64,
+    /// Age of the oldest unapplied change.
+    #[serde(serialize_with = "serialize_seconds")]
+    pub max_lag: Duration,
+}
+
+/// `[database.shadow.shift]`: the ladder.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct ShiftConfig {
+    /// Percentages, ascending, each above 0 and at most 100.
+    pub steps: Vec<f64>,
+    /// How long each step must stay healthy.
+    #[serde(serialize_with = "serialize_seconds")]
+    pub hold: Duration,
+}
+
+/// `[database.shadow.adapt]`
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct AdaptConfig {
+    /// Confidence (0 to 1) from which a data-preserving proposal needs no person.
+    pub auto_approve: f64,
+}
+
+/// `[database.shadow.copy]`
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct CopyConfig {
+    /// Tables copied at the same time.
+    pub workers: usize,
+}
+
+/// Durations as seconds in JSON.
+pub(crate) fn serialize_seconds<S: serde::Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(value.as_secs_f64())
+}

@@ -1,0 +1,99 @@
+//! `proxy.toml` as typed: every value keeps its place in the file, so that a refusal can name the line.
+
+use serde::Deserialize;
+use toml::Spanned;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawConfig {
+    #[serde(default)]
+    pub proxy: RawProxy,
+    #[serde(default)]
+    pub database: Vec<RawDatabase>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawProxy {
+    pub listen: Option<Spanned<String>>,
+    pub http: Option<Spanned<String>>,
+    pub metadata: Option<Spanned<String>>,
+    pub pool_mode: Option<Spanned<String>>,
+    pub console: Option<RawConsole>,
+    pub max_clients: Option<Spanned<i64>>,
+    pub shadow_memory: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawConsole {
+    pub user: String,
+    pub password: Spanned<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawDatabase {
+    pub name: Spanned<String>,
+    pub source: Spanned<String>,
+    #[serde(default)]
+    pub user: Vec<RawUser>,
+    #[serde(default)]
+    pub shadow: Vec<RawShadow>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawUser {
+    pub name: Spanned<String>,
+    pub password: Spanned<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawShadow {
+    pub name: Spanned<String>,
+    pub url: Spanned<String>,
+    pub feed: Option<Spanned<String>>,
+    pub mirror_writes: Option<Spanned<String>>,
+    pub sample_reads: Option<Spanned<f64>>,
+    pub serve_reads: Option<Spanned<f64>>,
+    #[serde(default)]
+    pub revert: RawRevert,
+    #[serde(default)]
+    pub shift: RawShift,
+    #[serde(default)]
+    pub adapt: RawAdapt,
+    #[serde(default)]
+    pub copy: RawCopy,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawRevert {
+    pub window: Option<Spanned<String>>,
+    pub min_requests: Option<Spanned<i64>>,
+    pub error_rate: Option<Spanned<f64>>,
+    pub mismatch_rate: Option<Spanned<f64>>,
+    pub latency_ratio: Option<Spanned<f64>>,
+    pub max_lag: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawShift {
+    pub steps: Option<Spanned<Vec<f64>>>,
+    pub hold: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawAdapt {
+    pub auto_approve: Option<Spanned<f64>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawCopy {
+    pub workers: Option<Spanned<i64>>,
+}
