@@ -1,0 +1,566 @@
+//! From a parse tree to a [`Class`]. Pure: the facts come in as an argument.
+
+use super::{
+    Class, Kind, SessionEffect, TransactionVerb,
+    facts::{CatalogFacts, Relation, STAYS},
+    tree::Tree,
+};
+use std::sync::Arc;
+
+/// `CURSOR_OPT_HOLD` (`src/include/nodes/parsenodes.h`)
+const CURSOR_HOLD: i64 = 0x20;
+
+/// The parser refused, or said something unexpected.
+pub(super) fn parse(text: &str) -> Option<Tree> {
+    let parsed = pg_query::parse(text, pg_query::ParserOptions::DEFAULT).ok()?;
+    Tree::of(&parsed.protobuf)
+}
+
+/// The class of a text. `None`: the parser refused.
+pub(super) fn class(text: &str, shown: Arc<str>, facts: &CatalogFacts) -> Option<Class> {
+    let tree = parse(text)?;
+    let fingerprint = pg_query::fingerprint(text, pg_query::ParserOptions::DEFAULT, pg_query::FingerprintOptions::default()).ok()?.value;
+    let statements = tree.get("stmts").items();
+    let mut walk = Walk::new(facts);
+    let mut kind: Option<Kind> = None;
+    for statement in statements {
+        let statement = statement.get("stmt");
+        walk.name_ctes(statement);
+        walk.kind = Kind::Read;
+        let own = walk.statement(statement);
+        let this = own.or_stronger(walk.kind);
+        kind = Some(kind.map_or(this, |before| before.or_stronger(this)));
+    }
+    let kind = kind.unwrap_or(STAYS);
+    let single = statements.len() == 1;
+    let outermost = statements.last().map_or(&Tree::Empty, |statement| statement.get("stmt"));
+    let left_out = match kind {
+        Kind::Write => walk.left_out.or((!single).then_some("several statements in one string")),
+        Kind::Unknown => Some(walk.left_out.unwrap_or("its effect is not known")),
+        _ => None,
+    };
+    walk.tables.retain(|table| !walk.ctes.contains(table));
+    Some(Class {
+        kind,
+        single,
+        session_effects: walk.effects,
+        fingerprint,
+        text: shown,
+        ordered: !outermost.get("sort_clause").is_empty(),
+        limited: walk.limited,
+        tables: walk.tables,
+        returns_rows: walk.returns_rows,
+        rehearsable: kind == Kind::Write && single && walk.rehearsal_target && left_out.is_none(),
+        left_out: left_out.or((kind == Kind::Write && !walk.rehearsal_target).then_some("calls a volatile function")),
+    })
+}
+
+/// What kind a SELECT in a definition is.
+pub(super) fn reads_only(text: &str, facts: &CatalogFacts) -> Option<Kind> {
+    class(text, Arc::from(""), facts).filter(|class| class.single).map(|class| class.kind)
+}
+
+/// The relations that a definition names.
+pub(super) fn relations(text: &str) -> Option<Vec<String>> {
+    class(text, Arc::from(""), &CatalogFacts::default()).map(|class| class.tables)
+}
+
+struct Walk<'a> {
+    facts: &'a CatalogFacts,
+    /// The strongest thing that the current statement reaches.
+    kind: Kind,
+    effects: Vec<SessionEffect>,
+    tables: Vec<String>,
+    ctes: Vec<String>,
+    limited: bool,
+    returns_rows: bool,
+    rehearsal_target: bool,
+    left_out: Option<&'static str>,
+}
+
+impl<'a> Walk<'a> {
+    fn new(facts: &'a CatalogFacts) -> Self {
+        Walk {
+            facts,
+            kind: Kind::Read,
+            effects: Vec::new(),
+            tables: Vec::new(),
+            ctes: Vec::new(),
+            limited: false,
+            returns_rows: false,
+            rehearsal_target: false,
+            left_out: None,
+        }
+    }
+
+    fn at_least(&mut self, kind: Kind) {
+        self.kind = self.kind.or_stronger(kind);
+    }
+
+    fn effect(&mut self, effect: SessionEffect) {
+        if !self.effects.contains(&effect) {
+            self.effects.push(effect);
+        }
+    }
+
+    fn leave_out(&mut self, reason: &'static str) {
+        self.left_out.get_or_insert(reason);
+    }
+
+    fn session(&mut self, effect: SessionEffect) -> Kind {
+        self.effect(effect);
+        Kind::Session(effect)
+    }
+
+    fn unrehearsed(&mut self, reason: &'static str) -> Kind {
+        self.leave_out(reason);
+        Kind::Write
+    }
+
+    /// What the statement itself is; what it reaches goes into `self.kind`.
+    fn statement(&mut self, tree: &Tree) -> Kind {
+        match tree.name() {
+            "SelectStmt" => {
+                self.returns_rows = tree.get("into_clause").is_empty();
+                self.visit(tree);
+                Kind::Read
+            }
+            "InsertStmt" | "UpdateStmt" | "DeleteStmt" | "MergeStmt" => {
+                self.returns_rows |= !tree.get("returning_clause").is_empty();
+                self.visit(tree);
+                Kind::Write
+            }
+            "TransactionStmt" => transaction(tree),
+            "VariableSetStmt" => {
+                let reset = matches!(tree.get("kind").int(), 5 | 6);
+                let effect = if reset { SessionEffect::Reset } else { SessionEffect::Set };
+                // SET LOCAL and SET TRANSACTION end with the transaction.
+                if tree.get("is_local").is_empty() && !matches!(tree.get("name").text(), "TRANSACTION" | "TRANSACTION SNAPSHOT") {
+                    self.effect(effect);
+                }
+                Kind::Session(effect)
+            }
+            "VariableShowStmt" => {
+                self.returns_rows = true;
+                STAYS
+            }
+            "DiscardStmt" => self.session(if tree.get("target").int() == 1 { SessionEffect::DiscardAll } else { SessionEffect::Other }),
+            "ListenStmt" => self.session(SessionEffect::Listen),
+            "UnlistenStmt" => self.session(SessionEffect::Unlisten),
+            "NotifyStmt" => self.unrehearsed("NOTIFY reaches other sessions"),
+            "DeclareCursorStmt" => {
+                let hold = tree.get("options").int() & CURSOR_HOLD != 0;
+                self.visit(tree.get("query"));
+                self.session(if hold { SessionEffect::DeclareHold } else { SessionEffect::DeclareCursor })
+            }
+            "FetchStmt" => {
+                self.returns_rows |= tree.get("ismove").is_empty();
+                Kind::Session(SessionEffect::DeclareCursor)
+            }
+            "ClosePortalStmt" => Kind::Session(SessionEffect::DeclareCursor),
+            "PrepareStmt" => self.session(SessionEffect::SqlPrepare),
+            "ExecuteStmt" => {
+                self.returns_rows = true;
+                self.session(SessionEffect::SqlExecute)
+            }
+            "DeallocateStmt" => self.session(SessionEffect::Deallocate),
+            "LoadStmt" => self.session(SessionEffect::Load),
+            "ConstraintsSetStmt" => STAYS,
+            "CopyStmt" => {
+                self.name_tables(tree);
+                Kind::Copy
+            }
+            "LockStmt" => {
+                self.name_tables(tree);
+                self.unrehearsed("LOCK holds a table lock")
+            }
+            "TruncateStmt" => {
+                self.name_tables(tree);
+                self.unrehearsed("TRUNCATE holds an exclusive table lock")
+            }
+            "VacuumStmt" | "ClusterStmt" | "ReindexStmt" | "CheckPointStmt" | "RefreshMatViewStmt" => {
+                self.name_tables(tree);
+                self.unrehearsed("maintenance")
+            }
+            "DoStmt" | "CallStmt" => {
+                self.leave_out("DO and CALL run code that is not in the statement");
+                Kind::Unknown
+            }
+            "ExplainStmt" => {
+                self.returns_rows = true;
+                self.leave_out("EXPLAIN shows this server's own plan");
+                Kind::Unknown
+            }
+            "CreateStmt" | "CreateSeqStmt" | "ViewStmt" | "CreateTableAsStmt" => {
+                self.name_tables(tree);
+                let target = ["relation", "sequence", "view"].map(|field| tree.get(field));
+                let target = target.into_iter().find(|target| !target.is_empty()).unwrap_or(tree.get("into").get("rel"));
+                if is_temporary(target) { self.session(SessionEffect::TempTable) } else { Kind::SchemaChange }
+            }
+            name if is_schema_change(name) => {
+                self.name_tables(tree);
+                Kind::SchemaChange
+            }
+            _ => Kind::Unknown,
+        }
+    }
+
+    /// Relations only.
+    fn name_tables(&mut self, tree: &Tree) {
+        if tree.name() == "RangeVar" {
+            self.table(tree);
+        }
+        children(tree, |child| self.name_tables(child));
+    }
+
+    /// All of them at once: a tree names a CTE's uses before the CTE. Scopes are not followed; a name that the catalog
+    /// knows as something else is judged by that as well.
+    fn name_ctes(&mut self, tree: &Tree) {
+        let cte = tree.get("ctename").text();
+        if tree.name() == "CommonTableExpr" && !self.ctes.iter().any(|known| known == cte) {
+            self.ctes.push(cte.to_owned());
+        }
+        children(tree, |child| self.name_ctes(child));
+    }
+
+    fn table(&mut self, range: &Tree) {
+        let (schema, name) = (range.get("schemaname").text(), range.get("relname").text());
+        let written = if schema.is_empty() { name.to_owned() } else { format!("{schema}.{name}") };
+        if !self.tables.contains(&written) {
+            self.tables.push(written);
+        }
+    }
+
+    /// SELECT and DML, all the way down.
+    fn visit(&mut self, tree: &Tree) {
+        match tree {
+            Tree::Struct(name, _) => self.node(name, tree),
+            Tree::List(items) => items.iter().for_each(|item| self.visit(item)),
+            Tree::Empty | Tree::Int(_) | Tree::Text(_) => {}
+        }
+    }
+
+    fn node(&mut self, name: &'static str, tree: &Tree) {
+        match name {
+            "AConst" => return,
+            "SelectStmt" => self.select(tree),
+            "InsertStmt" | "UpdateStmt" | "DeleteStmt" | "MergeStmt" => {
+                self.rehearsal_target = true;
+                self.at_least(Kind::Write);
+            }
+            "LockingClause" => {
+                self.rehearsal_target = true;
+                self.at_least(Kind::Write);
+            }
+            "IntoClause" => {
+                let kind = if is_temporary(tree.get("rel")) { self.session(SessionEffect::TempTable) } else { Kind::SchemaChange };
+                self.at_least(kind);
+                return self.name_tables(tree);
+            }
+            "RangeVar" => self.relation(tree),
+            "CommonTableExpr" => {}
+            "FuncCall" => self.function(tree),
+            "AExpr" => self.operator(tree.get("name").last_string()),
+            "SubLink" if !tree.get("oper_name").is_empty() => self.operator(tree.get("oper_name").last_string()),
+            "SortBy" if !tree.get("use_op").is_empty() => self.operator(tree.get("use_op").last_string()),
+            "TypeName" => self.type_name(tree),
+            "ColumnRef" => {
+                let column = tree.get("fields").last_string();
+                if matches!(column, "ctid" | "xmin" | "xmax" | "cmin" | "cmax" | "tableoid") {
+                    self.at_least(STAYS);
+                }
+                if self.facts.attribute_is_volatile(column) {
+                    self.at_least(Kind::Write);
+                }
+            }
+            "AIndirection" => {
+                let called = tree.get("indirection").items().iter().any(|field| self.facts.attribute_is_volatile(field.string()));
+                if called {
+                    self.at_least(Kind::Write);
+                }
+            }
+            "RangeTableSample" => self.limited = true,
+            name if is_harmless(name) => {}
+            _ => self.at_least(Kind::Unknown),
+        }
+        children(tree, |child| self.visit(child));
+    }
+
+    fn select(&mut self, tree: &Tree) {
+        let unordered = tree.get("sort_clause").is_empty();
+        let limited = !tree.get("limit_count").is_empty() || !tree.get("limit_offset").is_empty();
+        let distinct_on = tree.get("distinct_clause").items().iter().any(|item| !item.is_empty());
+        self.limited |= unordered && (limited || distinct_on);
+        if self.facts.hidden_volatility() {
+            self.at_least(Kind::Write);
+        }
+    }
+
+    fn relation(&mut self, range: &Tree) {
+        self.table(range);
+        let (schema, name) = (range.get("schemaname").text(), range.get("relname").text());
+        // Catalogs hold oids, statistics and settings of this server, and drivers remember them.
+        if matches!(schema, "pg_catalog" | "information_schema" | "pg_temp" | "understudy") || schema.is_empty() && name.starts_with("pg_")
+        {
+            return self.at_least(STAYS);
+        }
+        match self.facts.relation(schema, name) {
+            Some(Relation::Readable) => {}
+            Some(Relation::Refused(kind)) => self.at_least(kind),
+            Some(Relation::Foreign) => {
+                self.at_least(STAYS);
+                self.leave_out("a foreign table's rows are on a third server");
+            }
+            None if schema.is_empty() && self.ctes.iter().any(|cte| cte == name) => {}
+            // A temporary table, or one created since the facts were read.
+            None => {
+                self.at_least(STAYS);
+                self.leave_out("a relation that the catalog did not have when it was read");
+            }
+        }
+    }
+
+    fn function(&mut self, tree: &Tree) {
+        let name = tree.get("funcname").last_string();
+        self.limited |= depends_on_row_order(name)
+            && tree.get("agg_order").is_empty()
+            && tree.get("over").get("order_clause").is_empty()
+            && tree.get("agg_within_group").is_empty();
+        if let Some(reason) = unrehearsable(name) {
+            self.leave_out(reason);
+        }
+        match name {
+            "set_config" => {
+                let kind = self.session(SessionEffect::Set);
+                return self.at_least(kind);
+            }
+            "currval" | "lastval" | "current_query" => return self.at_least(STAYS),
+            "setseed" | "pg_export_snapshot" | "pg_replication_origin_session_setup" => {
+                let kind = self.session(SessionEffect::Other);
+                return self.at_least(kind);
+            }
+            _ if name.starts_with("pg_advisory_") || name.starts_with("pg_try_advisory_") => {
+                if !name.contains("_xact_") {
+                    self.effect(SessionEffect::AdvisoryLock);
+                }
+                return self.at_least(Kind::Session(SessionEffect::AdvisoryLock));
+            }
+            _ => {}
+        }
+        match self.facts.function_is_volatile(name) {
+            Some(true) => self.at_least(Kind::Write),
+            Some(false) if is_about_this_server(name) => self.at_least(STAYS),
+            Some(false) => {}
+            None => {
+                self.leave_out("calls a function that the catalog did not have when it was read");
+                self.at_least(Kind::Unknown);
+            }
+        }
+    }
+
+    fn operator(&mut self, name: &str) {
+        // `<>` is also what `!=`, `IS DISTINCT FROM` and `NOT IN` become; BETWEEN and the like carry a word.
+        let words = name.bytes().any(|byte| byte.is_ascii_alphabetic());
+        match self.facts.operator_is_volatile(name) {
+            Some(true) => self.at_least(Kind::Write),
+            None if !words => self.at_least(Kind::Unknown),
+            Some(false) | None => {}
+        }
+    }
+
+    fn type_name(&mut self, tree: &Tree) {
+        let name = tree.get("names").last_string();
+        match self.facts.type_is_volatile(name) {
+            Some(true) => self.at_least(Kind::Write),
+            // Object identifiers differ between servers.
+            Some(false) if name == "oid" || name.starts_with("reg") => self.at_least(STAYS),
+            Some(false) => {}
+            None => self.at_least(Kind::Unknown),
+        }
+    }
+}
+
+fn children(tree: &Tree, mut each: impl FnMut(&Tree)) {
+    match tree {
+        Tree::Struct(_, fields) => fields.iter().for_each(|(_, value)| each(value)),
+        Tree::List(items) => items.iter().for_each(each),
+        Tree::Empty | Tree::Int(_) | Tree::Text(_) => {}
+    }
+}
+
+fn transaction(tree: &Tree) -> Kind {
+    use pg_query::protobuf::TransactionStmtKind as K;
+    let verb = match K::try_from(i32::try_from(tree.get("kind").int()).unwrap_or(0)) {
+        Ok(K::TransStmtBegin | K::TransStmtStart) => {
+            let read_only = tree.get("options").items().iter().any(|option| {
+                option.get("defname").text() == "transaction_read_only" && option.get("arg").get("val").get("ival").int() != 0
+            });
+            TransactionVerb::Begin { read_only }
+        }
+        Ok(K::TransStmtCommit) => TransactionVerb::Commit,
+        Ok(K::TransStmtRollback) => TransactionVerb::Rollback,
+        Ok(K::TransStmtSavepoint | K::TransStmtRelease | K::TransStmtRollbackTo) => TransactionVerb::Savepoint,
+        Ok(K::TransStmtPrepare | K::TransStmtCommitPrepared | K::TransStmtRollbackPrepared) => TransactionVerb::Prepared,
+        Ok(K::Undefined) | Err(_) => return Kind::Unknown,
+    };
+    Kind::Transaction(verb)
+}
+
+fn is_temporary(range: &Tree) -> bool {
+    range.get("relpersistence").text() == "t" || range.get("schemaname").text() == "pg_temp"
+}
+
+/// DDL nodes are named by what they do.
+fn is_schema_change(name: &str) -> bool {
+    ["Create", "Alter", "Drop"].iter().any(|verb| name.starts_with(verb)) && name.ends_with("Stmt")
+        || matches!(
+            name,
+            "IndexStmt"
+                | "RenameStmt"
+                | "CommentStmt"
+                | "SecLabelStmt"
+                | "GrantStmt"
+                | "GrantRoleStmt"
+                | "DefineStmt"
+                | "RuleStmt"
+                | "CompositeTypeStmt"
+                | "CreatedbStmt"
+                | "DropdbStmt"
+                | "ReassignOwnedStmt"
+                | "ImportForeignSchemaStmt"
+        )
+}
+
+/// Nodes of SELECT and DML that do nothing by themselves. Any other node makes the statement `Unknown`.
+fn is_harmless(name: &str) -> bool {
+    name.starts_with("Json")
+        || matches!(
+            name,
+            "RawStmt"
+                | "Alias"
+                | "ParamRef"
+                | "TypeCast"
+                | "CollateClause"
+                | "AStar"
+                | "AIndices"
+                | "AArrayExpr"
+                | "ResTarget"
+                | "MultiAssignRef"
+                | "SortBy"
+                | "WindowDef"
+                | "RangeSubselect"
+                | "RangeFunction"
+                | "RangeTableFunc"
+                | "RangeTableFuncCol"
+                | "ColumnDef"
+                | "GroupingSet"
+                | "WithClause"
+                | "CteSearchClause"
+                | "CteCycleClause"
+                | "CtesearchClause"
+                | "CtecycleClause"
+                | "Integer"
+                | "Float"
+                | "Boolean"
+                | "String"
+                | "BitString"
+                | "List"
+                | "BoolExpr"
+                | "SubLink"
+                | "CaseExpr"
+                | "CaseWhen"
+                | "RowExpr"
+                | "CoalesceExpr"
+                | "MinMaxExpr"
+                | "SqlvalueFunction"
+                | "SqlValueFunction"
+                | "NullTest"
+                | "BooleanTest"
+                | "JoinExpr"
+                | "NamedArgExpr"
+                | "GroupingFunc"
+                | "SetToDefault"
+                | "XmlExpr"
+                | "XmlSerialize"
+                | "InferClause"
+                | "OnConflictClause"
+                | "IndexElem"
+                | "MergeWhenClause"
+                | "MergeSupportFunc"
+                | "ReturningClause"
+                | "ReturningOption"
+                | "CurrentOfExpr"
+                | "DefElem"
+        )
+}
+
+/// Built-in functions that are stable, and tell about this server, its catalog, its transactions or the session.
+fn is_about_this_server(name: &str) -> bool {
+    let pure = [
+        "pg_typeof",
+        "pg_size_pretty",
+        "pg_size_bytes",
+        "pg_input_is_valid",
+        "pg_input_error_info",
+        "pg_char_to_encoding",
+        "pg_encoding_to_char",
+        "pg_client_encoding",
+        "pg_get_keywords",
+    ];
+    name.starts_with("pg_") && !pure.contains(&name)
+        || ["txid_", "inet_client_", "inet_server_", "has_", "to_reg", "lo_"].iter().any(|prefix| name.starts_with(prefix))
+        || matches!(
+            name,
+            "version"
+                | "current_setting"
+                | "obj_description"
+                | "col_description"
+                | "shobj_description"
+                | "format_type"
+                | "row_security_active"
+                | "mxid_age"
+                | "icu_unicode_version"
+                | "unicode_version"
+        )
+}
+
+/// Aggregates and window functions whose result depends on the order of rows.
+fn depends_on_row_order(name: &str) -> bool {
+    matches!(
+        name,
+        "array_agg"
+            | "string_agg"
+            | "json_agg"
+            | "jsonb_agg"
+            | "json_agg_strict"
+            | "jsonb_agg_strict"
+            | "json_object_agg"
+            | "xmlagg"
+            | "row_number"
+            | "lag"
+            | "lead"
+            | "first_value"
+            | "last_value"
+            | "nth_value"
+            | "ntile"
+            | "any_value"
+    )
+}
+
+/// Functions whose effect a rollback does not undo, or that would keep a rehearsal busy.
+fn unrehearsable(name: &str) -> Option<&'static str> {
+    let starts = |prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
+    match name {
+        "setval" => Some("setval() is not undone by a rollback"),
+        "pg_notify" => Some("NOTIFY reaches other sessions"),
+        "set_config" => Some("set_config() changes the session"),
+        _ if starts(&["dblink", "postgres_fdw_"]) => Some("dblink reaches a third server"),
+        _ if starts(&["lo_", "loread", "lowrite"]) => Some("large objects are not replicated"),
+        _ if starts(&["pg_advisory_", "pg_try_advisory_"]) => Some("advisory locks belong to the session"),
+        _ if starts(&["pg_sleep"]) => Some("pg_sleep() only waits"),
+        _ if starts(&["pg_"]) && !starts(&["pg_get_", "pg_typeof", "pg_size_", "pg_column_", "pg_current_", "pg_input_"]) => {
+            Some("calls a function of the server's administration")
+        }
+        _ => None,
+    }
+}
