@@ -188,6 +188,7 @@ impl Reader<'_> {
             mirror_writes,
             sample_reads: percent(raw.sample_reads, "sample_reads", 10_000.0, 0.0)?,
             serve_reads: percent(raw.serve_reads, "serve_reads", 100.0, 0.0)?,
+            hedge_after: duration(raw.hedge_after, "hedge_after", Duration::from_millis(250))?,
             revert: revert(raw.revert)?,
             shift: shift(raw.shift)?,
             adapt: AdaptConfig {
@@ -321,6 +322,7 @@ fn revert(raw: RawRevert) -> Result<RevertConfig, Refusal> {
         error_rate: percent(raw.error_rate, "error_rate", 100.0, 1.0)?,
         mismatch_rate: percent(raw.mismatch_rate, "mismatch_rate", 100.0, 0.1)?,
         latency_ratio: positive(raw.latency_ratio, "latency_ratio", 2.0)?,
+        latency_floor: duration(raw.latency_floor, "latency_floor", Duration::from_millis(5))?,
         max_lag: duration(raw.max_lag, "max_lag", Duration::from_secs(5))?,
     })
 }

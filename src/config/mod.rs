@@ -94,6 +94,8 @@ pub struct ShadowConfig {
     pub sample_reads: f64,
     /// Share of reads answered by the shadow, in percent, 0 to 100. 0 unless the operator says otherwise.
     pub serve_reads: f64,
+    /// A served read that has not been answered after this time is asked again on the owner.
+    pub hedge_after: Duration,
     /// When serving stops by itself.
     pub revert: RevertConfig,
     /// How serving grows.
@@ -138,6 +140,9 @@ pub struct RevertConfig {
     pub mismatch_rate: f64,
     /// Shadow p99 over source p99.
     pub latency_ratio: f64,
+    /// A shadow p99 below this is never judged: the difference would be noise.
+    #[serde(serialize_with = "serialize_seconds")]
+    pub latency_floor: Duration,
     /// Age of the oldest unapplied change.
     #[serde(serialize_with = "serialize_seconds")]
     pub max_lag: Duration,

@@ -58,6 +58,7 @@ pub(super) struct RawShadow {
     pub mirror_writes: Option<Spanned<String>>,
     pub sample_reads: Option<Spanned<f64>>,
     pub serve_reads: Option<Spanned<f64>>,
+    pub hedge_after: Option<Spanned<String>>,
     #[serde(default)]
     pub revert: RawRevert,
     #[serde(default)]
@@ -76,6 +77,7 @@ pub(super) struct RawRevert {
     pub error_rate: Option<Spanned<f64>>,
     pub mismatch_rate: Option<Spanned<f64>>,
     pub latency_ratio: Option<Spanned<f64>>,
+    pub latency_floor: Option<Spanned<String>>,
     pub max_lag: Option<Spanned<String>>,
 }
 

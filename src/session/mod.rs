@@ -1,1 +1,18 @@
-//! Being built.
+//! Client sessions: accept, start up, relay, and follow the routing snapshot.
+//!
+//! The protocol's bookkeeping is pure ([`conversation`]); sockets are moved by [`relay`]; [`serving`] answers a read from a
+//! shadow; [`moving`] takes a session to a new owner between two transactions.
+//!
+//! Deliberately absent: every name of the control plane (cdc, schema, metadata, cutover, validate, console, config). A
+//! session reads one routing snapshot and writes bounded queues.
+//! Invariants: the client's own bytes are forwarded; what is not understood passes through; nothing of a shadow is ever
+//! waited for, except an answer that the session has chosen to serve, and that only for a bounded time.
+
+pub mod conversation;
+mod front_door;
+mod moving;
+mod relay;
+mod serving;
+mod start_up;
+
+pub use front_door::{FrontDoor, Limits};

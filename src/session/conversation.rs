@@ -1,0 +1,655 @@
+//! The bookkeeping of one client's conversation with its server: pure, no sockets.
+//!
+//! It follows which request cycles are outstanding (a cycle ends with the ReadyForQuery of a Sync, Query or FunctionCall),
+//! which statements exist under which names, what each cycle ran, and what a later move or copy needs to know.
+//! Sources: PostgreSQL documentation, "Message Flow: Extended Query, Pipelining, COPY Operations"; `src/backend/tcop/postgres.c`.
+
+use crate::{
+    sql::{Class, Classifier, Kind, SessionEffect},
+    traffic::{answer::Answer, copies::Operation},
+    wire::{
+        Message,
+        backend::TransactionStatus,
+        frontend::{self, Parse},
+        take_cstr,
+    },
+};
+use bytes::{Bytes, BytesMut};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Instant,
+};
+
+/// Prepared statements remembered per session, so that they can be prepared again elsewhere; beyond it a session counts as
+/// not movable rather than growing without bound.
+const STATEMENTS_MAX: usize = 10_000;
+/// Operations remembered per cycle for copies; longer pipelines are not copied.
+const OPERATIONS_MAX: usize = 64;
+
+/// A prepared statement of the client.
+#[derive(Clone, Debug)]
+pub struct Statement {
+    /// Text and parameter types.
+    pub parse: Arc<Parse>,
+    /// What it is.
+    pub class: Arc<Class>,
+    /// The server generation on which it exists; see [`Conversation::generation`].
+    pub prepared_on: u32,
+}
+
+/// Answers that the server owes within a cycle, in order.
+#[derive(Debug)]
+enum Pending {
+    /// ParseComplete for the client.
+    Parse { name: Bytes, statement: Statement },
+    /// ParseComplete for a statement that we prepared again: swallowed.
+    Injected { name: Bytes },
+    /// CloseComplete of a statement.
+    CloseStatement { name: Bytes },
+    /// CloseComplete of a portal.
+    ClosePortal,
+}
+
+/// One statement of a cycle with what came back.
+#[derive(Debug)]
+pub struct Executed {
+    /// What was run; `None` when nobody wanted a copy.
+    pub operation: Option<Operation>,
+    /// What it is.
+    pub class: Arc<Class>,
+    /// Command tags.
+    pub tags: Vec<Bytes>,
+}
+
+/// A request cycle.
+#[derive(Debug)]
+pub struct Cycle {
+    /// When its last message was taken from the client.
+    pub sent: Instant,
+    /// A Query or FunctionCall: its ReadyForQuery needs no Sync.
+    simple: bool,
+    /// Has messages of the extended protocol: an error in it makes the server skip to the next Sync.
+    extended: bool,
+    /// The client has ended the cycle; ReadyForQuery is owed.
+    complete: bool,
+    pending: VecDeque<Pending>,
+    /// What it ran, in order.
+    pub executed: Vec<Executed>,
+    answering: usize,
+    /// Something other than a pure read was asked for.
+    pub wrote: bool,
+    /// An error came back.
+    pub failed: bool,
+    effects: Vec<(SessionEffect, Bytes)>,
+    /// More statements than are remembered, or one too large to look at.
+    pub opaque: bool,
+    /// The answer is being reduced for comparison.
+    pub capture: Option<Answer>,
+}
+
+impl Cycle {
+    fn new() -> Self {
+        Cycle {
+            sent: Instant::now(),
+            simple: false,
+            extended: false,
+            complete: false,
+            pending: VecDeque::new(),
+            executed: Vec::new(),
+            answering: 0,
+            wrote: false,
+            failed: false,
+            effects: Vec::new(),
+            opaque: false,
+            capture: None,
+        }
+    }
+}
+
+/// What a ReadyForQuery ended.
+#[derive(Debug)]
+pub struct Finished {
+    /// The cycle.
+    pub cycle: Cycle,
+    /// Transaction status after it.
+    pub status: TransactionStatus,
+    /// Session state changed in a way that another server would have to be told.
+    pub state_changed: bool,
+}
+
+/// What to do with a message of the client.
+#[derive(Debug, Default, PartialEq)]
+pub struct Forward {
+    /// Bytes to send to the server before the message: statements prepared again.
+    pub before: Option<BytesMut>,
+}
+
+/// What to do with a message of the server.
+#[derive(Debug)]
+pub enum FromServer {
+    /// To the client.
+    Forward,
+    /// The client did not ask for it.
+    Swallow,
+    /// To the client; a cycle has ended.
+    Finished(Box<Finished>),
+}
+
+/// One client's conversation.
+#[derive(Debug)]
+pub struct Conversation {
+    cycles: VecDeque<Cycle>,
+    /// Messages of the client since its last Sync or Query belong to an unfinished cycle.
+    batch_open: bool,
+    /// The server is in COPY IN for an extended Execute: it ignores Sync until CopyDone or CopyFail.
+    copy_in: bool,
+    status: TransactionStatus,
+    statements: HashMap<Bytes, Statement>,
+    portals: Vec<(Bytes, Statement, Bytes, bool)>,
+    /// Grows with each change of server: statements of older generations are prepared again before use.
+    pub generation: u32,
+    /// What keeps the session where it is.
+    pub pins: Vec<&'static str>,
+    /// Copies are wanted: remember operations.
+    pub recording: bool,
+    /// More statements were prepared than are remembered.
+    pub forgot_statements: bool,
+}
+
+impl Default for Conversation {
+    fn default() -> Self {
+        Conversation {
+            cycles: VecDeque::new(),
+            batch_open: false,
+            copy_in: false,
+            status: TransactionStatus::Idle,
+            statements: HashMap::new(),
+            portals: Vec::new(),
+            generation: 1,
+            pins: Vec::new(),
+            recording: false,
+            forgot_statements: false,
+        }
+    }
+}
+
+impl Conversation {
+    /// Between two transactions, nothing outstanding: the only moment at which a session may be held, moved or served.
+    #[inline]
+    pub fn at_boundary(&self) -> bool {
+        self.cycles.is_empty() && !self.batch_open && self.status == TransactionStatus::Idle
+    }
+
+    /// Transaction status of the last ReadyForQuery.
+    pub fn status(&self) -> TransactionStatus {
+        self.status
+    }
+
+    /// A statement by name.
+    pub fn statement(&self, name: &[u8]) -> Option<&Statement> {
+        self.statements.get(name)
+    }
+
+    /// The open cycle, made if there is none.
+    fn open(&mut self) -> &mut Cycle {
+        if !self.batch_open {
+            self.batch_open = true;
+            self.cycles.push_back(Cycle::new());
+            self.portals.clear();
+        }
+        let last = self.cycles.len() - 1;
+        &mut self.cycles[last]
+    }
+
+    /// Marks the newest cycle for comparison of its answer.
+    pub fn capture_newest(&mut self) {
+        if let Some(cycle) = self.cycles.back_mut() {
+            cycle.capture = Some(Answer::default());
+        }
+    }
+
+    /// The newest cycle.
+    pub fn newest(&self) -> Option<&Cycle> {
+        self.cycles.back()
+    }
+
+    /// Only one cycle is outstanding: it began at a boundary.
+    pub fn is_alone(&self) -> bool {
+        self.cycles.len() == 1
+    }
+
+    /// The head cycle's answer is being captured.
+    pub fn is_capturing(&self) -> bool {
+        self.cycles.front().is_some_and(|cycle| cycle.capture.is_some())
+    }
+
+    /// Gives up capturing the head cycle's answer when it is too large.
+    pub fn drop_capture_if(&mut self, too_large: bool) {
+        if let Some(cycle) = self.cycles.front_mut().filter(|_| too_large) {
+            cycle.capture = None;
+        }
+    }
+
+    /// A message too large to be looked at is about to be streamed to the server.
+    pub fn large_message(&mut self, tag: u8) {
+        match tag {
+            b'd' => {}
+            b'Q' | b'F' => {
+                let cycle = self.open();
+                (cycle.wrote, cycle.opaque, cycle.simple, cycle.complete) = (true, true, true, true);
+                cycle.sent = Instant::now();
+                self.batch_open = false;
+            }
+            _ => {
+                let cycle = self.open();
+                (cycle.wrote, cycle.opaque) = (true, true);
+                if tag == b'P' {
+                    // its ParseComplete is owed, but we will not be able to prepare it again
+                    let statement = Statement {
+                        parse: Arc::new(Parse { name: Bytes::new(), query: Bytes::new(), types: Bytes::new() }),
+                        class: Class::unknown(),
+                        prepared_on: 0,
+                    };
+                    cycle.pending.push_back(Pending::Parse { name: Bytes::from_static(b"\xff large"), statement });
+                    self.forgot_statements = true;
+                }
+            }
+        }
+    }
+
+    /// Takes in a whole message of the client.
+    pub fn from_client(&mut self, tag: u8, body: &[u8], classifier: &Classifier) -> Forward {
+        let mut forward = Forward::default();
+        if matches!(tag, b'P' | b'B' | b'D' | b'E' | b'C' | b'H') {
+            self.open().extended = true;
+        }
+        match tag {
+            b'Q' => {
+                let text = body.strip_suffix(b"\0").unwrap_or(body);
+                let class = classifier.classify(text);
+                let recording = self.recording;
+                let cycle = self.open();
+                cycle.note(&class, text);
+                let operation = recording.then(|| Operation::Simple(Bytes::copy_from_slice(text)));
+                cycle.executed.push(Executed { operation, class, tags: Vec::new() });
+                (cycle.simple, cycle.complete) = (true, true);
+                cycle.sent = Instant::now();
+                self.batch_open = false;
+            }
+            b'F' => {
+                let cycle = self.open();
+                (cycle.wrote, cycle.opaque, cycle.simple, cycle.complete) = (true, true, true, true);
+                self.batch_open = false;
+            }
+            b'P' => self.parse(body, classifier),
+            b'B' => {
+                let mut rest = body;
+                if let (Some(portal), Some(name)) = (take_cstr(&mut rest), take_cstr(&mut rest)) {
+                    forward.before = self.inject(name);
+                    self.bind(portal, name, rest);
+                } else {
+                    self.open().opaque = true;
+                }
+            }
+            b'D' => {
+                if let Some((b'S', name)) = split_target(body) {
+                    forward.before = self.inject(name);
+                }
+                self.open();
+            }
+            b'E' => self.execute(body),
+            b'C' => {
+                let pending = match split_target(body) {
+                    Some((b'S', name)) => Pending::CloseStatement { name: Bytes::copy_from_slice(name) },
+                    _ => Pending::ClosePortal,
+                };
+                self.open().pending.push_back(pending);
+            }
+            b'H' => {
+                self.open();
+            }
+            b'S' if self.copy_in => {} // the server ignores Sync while it copies in
+            b'S' => {
+                let cycle = self.open();
+                cycle.complete = true;
+                cycle.sent = Instant::now();
+                self.batch_open = false;
+            }
+            b'c' | b'f' => self.copy_in = false,
+            _ => {}
+        }
+        forward
+    }
+
+    fn parse(&mut self, body: &[u8], classifier: &Classifier) {
+        let mut rest = body;
+        let (Some(name), Some(text)) = (take_cstr(&mut rest), take_cstr(&mut rest)) else {
+            self.open().opaque = true;
+            return;
+        };
+        let class = classifier.classify(text);
+        let name = Bytes::copy_from_slice(name);
+        let parse = Arc::new(Parse { name: name.clone(), query: Bytes::copy_from_slice(text), types: Bytes::copy_from_slice(rest) });
+        let statement = Statement { parse, class, prepared_on: self.generation };
+        self.open().pending.push_back(Pending::Parse { name, statement });
+    }
+
+    /// The statement of that name as the client sees it now: parsed earlier in this very cycle, or before.
+    fn lookup(&self, name: &[u8]) -> Option<(Statement, bool)> {
+        let open = self.cycles.back().filter(|_| self.batch_open);
+        let parsed_here = open.into_iter().flat_map(|cycle| cycle.pending.iter().rev()).find_map(|pending| match pending {
+            Pending::Parse { name: parsed, statement } if parsed == name => Some(statement.clone()),
+            _ => None,
+        });
+        match parsed_here {
+            Some(statement) => Some((statement, true)),
+            None => self.statements.get(name).map(|statement| (statement.clone(), false)),
+        }
+    }
+
+    /// If the statement does not exist on the present server yet, the bytes that prepare it there.
+    fn inject(&mut self, name: &[u8]) -> Option<BytesMut> {
+        let generation = self.generation;
+        let (statement, parsed_here) = self.lookup(name)?;
+        if parsed_here || statement.prepared_on == generation {
+            return None;
+        }
+        let mut bytes = BytesMut::new();
+        statement.parse.put_as(&mut bytes, name);
+        let name = Bytes::copy_from_slice(name);
+        if let Some(stored) = self.statements.get_mut(&name) {
+            stored.prepared_on = generation;
+        }
+        self.open().pending.push_back(Pending::Injected { name });
+        Some(bytes)
+    }
+
+    fn bind(&mut self, portal: &[u8], name: &[u8], rest: &[u8]) {
+        let found = self.lookup(name);
+        self.open();
+        let recording = self.recording;
+        if let Some((statement, parsed_here)) = found {
+            let bind = if recording { Bytes::copy_from_slice(rest) } else { Bytes::new() };
+            self.portals.retain(|(existing, ..)| existing != portal);
+            if self.portals.len() < OPERATIONS_MAX {
+                self.portals.push((Bytes::copy_from_slice(portal), statement, bind, parsed_here));
+            }
+        }
+    }
+
+    fn execute(&mut self, body: &[u8]) {
+        let mut rest = body;
+        let portal = take_cstr(&mut rest).unwrap_or_default();
+        let limit = crate::wire::take_i32(&mut rest).unwrap_or_default();
+        let found = self.portals.iter().find(|(name, ..)| name == portal).cloned();
+        let recording = self.recording;
+        let cycle = self.open();
+        match found {
+            Some((_, statement, bind, parsed_here)) if cycle.executed.len() < OPERATIONS_MAX => {
+                let class = statement.class.clone();
+                cycle.note(&class, &statement.parse.query);
+                let operation = recording.then(|| Operation::Extended { parse: statement.parse, bind, limit, parsed_here });
+                cycle.executed.push(Executed { operation, class, tags: Vec::new() });
+            }
+            _ => (cycle.opaque, cycle.wrote) = (true, true),
+        }
+    }
+
+    /// Takes in a message of the server.
+    pub fn from_server(&mut self, tag: u8, body: &[u8]) -> FromServer {
+        let Some(cycle) = self.cycles.front_mut() else {
+            if tag == b'Z' {
+                self.status = TransactionStatus::parse(body).unwrap_or(TransactionStatus::Failed);
+            }
+            return FromServer::Forward;
+        };
+        match tag {
+            b'1' => match cycle.pending.pop_front() {
+                Some(Pending::Injected { .. }) => return FromServer::Swallow,
+                Some(Pending::Parse { name, statement }) => self.remember(name, statement),
+                Some(Pending::CloseStatement { .. } | Pending::ClosePortal) | None => {}
+            },
+            b'3' => {
+                if let Some(Pending::CloseStatement { name }) = cycle.pending.pop_front() {
+                    self.statements.remove(&name);
+                }
+            }
+            b'C' => {
+                let tag = body.strip_suffix(b"\0").unwrap_or(body);
+                if let Some(executed) = cycle.executed.get_mut(cycle.answering) {
+                    executed.tags.push(Bytes::copy_from_slice(tag));
+                    cycle.answering += usize::from(!cycle.simple);
+                }
+            }
+            b'I' | b's' => cycle.answering += usize::from(!cycle.simple),
+            b'E' => self.failed(),
+            b'G' if !self.simple_in_front() => self.enter_copy_in(),
+            b'Z' => return self.ready(body),
+            _ => {}
+        }
+        if let Some(capture) = self.cycles.front_mut().and_then(|cycle| cycle.capture.as_mut()) {
+            match tag {
+                b'D' => capture.row(body),
+                b'T' | b'C' | b'E' => capture.take_in(&Message { tag, body: Bytes::copy_from_slice(body) }),
+                _ => {}
+            }
+        }
+        FromServer::Forward
+    }
+
+    fn simple_in_front(&self) -> bool {
+        self.cycles.front().is_some_and(|cycle| cycle.simple)
+    }
+
+    /// `CopyInResponse` to an Execute: the server ignores every Sync until CopyDone or CopyFail, also those already sent.
+    fn enter_copy_in(&mut self) {
+        let Some(mut cycle) = self.cycles.pop_front() else { return };
+        if cycle.complete {
+            // its Sync was swallowed: the cycle goes on until the next Sync after the copy
+            cycle.complete = false;
+            let rest = std::mem::take(&mut self.cycles);
+            for later in rest {
+                cycle.opaque |= later.opaque || !later.executed.is_empty();
+            }
+            self.batch_open = true;
+        }
+        self.copy_in = true;
+        self.cycles.push_front(cycle);
+    }
+
+    /// The rest of the head cycle is skipped by the server.
+    fn failed(&mut self) {
+        let mut not_prepared = Vec::new();
+        if let Some(cycle) = self.cycles.front_mut() {
+            cycle.failed = true;
+            if cycle.simple && cycle.extended {
+                // a Query inside an unsynced batch: after an error the server skips it, and answers the next Sync instead
+                (cycle.simple, cycle.complete) = (false, false);
+                if self.cycles.len() > 1 {
+                    self.cycles.remove(1);
+                } else {
+                    self.batch_open = true;
+                }
+            }
+        }
+        if let Some(cycle) = self.cycles.front_mut() {
+            for pending in cycle.pending.drain(..) {
+                if let Pending::Injected { name } = pending {
+                    not_prepared.push(name);
+                }
+            }
+        }
+        self.copy_in = false;
+        for name in not_prepared {
+            if let Some(statement) = self.statements.get_mut(&name) {
+                statement.prepared_on = 0;
+            }
+        }
+    }
+
+    fn remember(&mut self, name: Bytes, statement: Statement) {
+        if statement.parse.query.is_empty() && name.starts_with(b"\xff") {
+            return;
+        }
+        if self.statements.len() >= STATEMENTS_MAX && !self.statements.contains_key(&name) {
+            self.forgot_statements = true;
+            return;
+        }
+        self.statements.insert(name, statement);
+    }
+
+    /// Remembers the unnamed statement of a read that a shadow served: the owner has not seen it.
+    pub fn served_unnamed(&mut self, parse: Arc<Parse>, class: Arc<Class>) {
+        self.remember(Bytes::new(), Statement { parse, class, prepared_on: 0 });
+    }
+
+    fn ready(&mut self, body: &[u8]) -> FromServer {
+        let Some(cycle) = self.cycles.pop_front() else { return FromServer::Forward };
+        if self.cycles.is_empty() && !cycle.complete {
+            // the server ended a cycle that the client has not: it knows better
+            self.batch_open = false;
+        }
+        self.copy_in = false;
+        self.status = TransactionStatus::parse(body).unwrap_or(TransactionStatus::Failed);
+        let mut state_changed = false;
+        if !cycle.failed {
+            for (effect, text) in &cycle.effects {
+                state_changed |= self.apply(*effect, text);
+            }
+        }
+        FromServer::Finished(Box::new(Finished { cycle, status: self.status, state_changed }))
+    }
+
+    /// Applies a session effect. True: another server would have to be told.
+    fn apply(&mut self, effect: SessionEffect, text: &[u8]) -> bool {
+        use crate::traffic::database::pin;
+        let pin = match effect {
+            SessionEffect::Set | SessionEffect::Reset => pin::SETTINGS,
+            SessionEffect::Listen | SessionEffect::Unlisten => pin::LISTEN,
+            SessionEffect::TempTable => pin::TEMPORARY_TABLE,
+            SessionEffect::DeclareHold => pin::HELD_CURSOR,
+            SessionEffect::SqlPrepare => pin::SQL_PREPARE,
+            SessionEffect::AdvisoryLock => pin::ADVISORY_LOCK,
+            SessionEffect::Load => pin::OTHER,
+            SessionEffect::Deallocate => {
+                self.deallocate(text);
+                return true;
+            }
+            SessionEffect::DiscardAll => {
+                self.statements.clear();
+                self.pins.clear();
+                return true;
+            }
+            SessionEffect::DeclareCursor | SessionEffect::SqlExecute | SessionEffect::Other => return false,
+        };
+        if !self.pins.contains(&pin) {
+            self.pins.push(pin);
+        }
+        true
+    }
+
+    /// `DEALLOCATE [PREPARE] { name | ALL }`
+    fn deallocate(&mut self, text: &[u8]) {
+        let text = String::from_utf8_lossy(text);
+        let words = text.split(|c: char| c.is_whitespace() || c == ';').filter(|word| !word.is_empty());
+        let name = words.skip(1).find(|word| !word.eq_ignore_ascii_case("prepare"));
+        match name {
+            Some(name) if name.eq_ignore_ascii_case("all") => self.statements.retain(|name, _| name.is_empty()),
+            Some(name) if name.starts_with('"') => {
+                self.statements.remove(name.trim_matches('"').replace("\"\"", "\"").as_bytes());
+            }
+            Some(name) => {
+                self.statements.remove(name.to_lowercase().as_bytes());
+            }
+            None => {}
+        }
+    }
+}
+
+impl Cycle {
+    fn note(&mut self, class: &Class, text: &[u8]) {
+        self.wrote |= class.kind != Kind::Read;
+        if !class.session_effects.is_empty() {
+            let text = if class.session_effects.contains(&SessionEffect::Deallocate) { Bytes::copy_from_slice(text) } else { Bytes::new() };
+            self.effects.extend(class.session_effects.iter().map(|effect| (*effect, text.clone())));
+        }
+    }
+}
+
+fn split_target(body: &[u8]) -> Option<(u8, &[u8])> {
+    let (kind, mut rest) = body.split_first()?;
+    Some((*kind, take_cstr(&mut rest)?))
+}
+
+/// A whole request cycle that stands at the start of a buffer and consists of one statement: what serving needs.
+#[derive(Debug, PartialEq)]
+pub enum WholeCycle {
+    /// `Query`
+    Simple {
+        /// Bytes of the cycle.
+        len: usize,
+        /// Text.
+        text: Bytes,
+    },
+    /// `[Parse] Bind [Describe portal] Execute Sync`, all on the unnamed portal.
+    Extended {
+        /// Bytes of the cycle.
+        len: usize,
+        /// The Parse, if it is part of the cycle (unnamed only).
+        parse: Option<Parse>,
+        /// The Bind.
+        bind: frontend::Bind,
+        /// A Describe of the portal is part of it.
+        describe: bool,
+        /// Row limit of the Execute.
+        limit: i32,
+    },
+}
+
+/// Looks for a [`WholeCycle`]; `None`: something else, incomplete, or longer than `max` bytes.
+pub fn whole_cycle(buffer: &[u8], max: usize) -> Option<WholeCycle> {
+    let (mut at, mut parse, mut bind, mut describe, mut limit) = (0, None, None, false, None);
+    loop {
+        let rest = buffer.get(at..)?;
+        let header = crate::wire::peek(rest).ok()??;
+        let body = rest.get(5..header.len)?;
+        at += header.len;
+        if at > max {
+            return None;
+        }
+        let own = || Bytes::copy_from_slice(body);
+        match (header.tag, &bind, limit) {
+            (b'Q', None, _) if at == header.len => return Some(WholeCycle::Simple { len: at, text: frontend::query_text(&own()) }),
+            (b'P', None, None) if parse.is_none() => {
+                let found = Parse::parse(&own())?;
+                if !found.name.is_empty() {
+                    return None;
+                }
+                parse = Some(found);
+            }
+            (b'B', None, None) => {
+                let found = frontend::Bind::parse(&own())?;
+                if !found.portal.is_empty() || (parse.is_some() && !found.statement.is_empty()) {
+                    return None;
+                }
+                bind = Some(found);
+            }
+            (b'D', Some(_), None) if body == b"P\0" && !describe => describe = true,
+            (b'E', Some(_), None) => {
+                let (portal, rows) = frontend::execute(&own())?;
+                if !portal.is_empty() {
+                    return None;
+                }
+                limit = Some(rows);
+            }
+            (b'S', Some(_), Some(limit)) => {
+                return Some(WholeCycle::Extended { len: at, parse, bind: bind?, describe, limit });
+            }
+            _ => return None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

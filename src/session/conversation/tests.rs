@@ -1,0 +1,202 @@
+//! Whole conversations as tables: what the client sends, what the server answers, what must be known afterwards.
+
+use super::*;
+use crate::sql::CatalogFacts;
+use proptest::prelude::*;
+
+fn classifier() -> Classifier {
+    Classifier::new(CatalogFacts::builtin_only())
+}
+
+struct Talk {
+    conversation: Conversation,
+    classifier: Classifier,
+    finished: Vec<Finished>,
+}
+
+impl Talk {
+    fn new() -> Self {
+        Talk { conversation: Conversation { recording: true, ..Conversation::default() }, classifier: classifier(), finished: Vec::new() }
+    }
+
+    fn client(&mut self, messages: &[(u8, &[u8])]) -> Vec<bool> {
+        messages.iter().map(|(tag, body)| self.conversation.from_client(*tag, body, &self.classifier).before.is_some()).collect()
+    }
+
+    /// Returns the tags that reach the client.
+    fn server(&mut self, messages: &[(u8, &[u8])]) -> String {
+        let mut seen = String::new();
+        for (tag, body) in messages {
+            match self.conversation.from_server(*tag, body) {
+                FromServer::Swallow => continue,
+                FromServer::Finished(finished) => self.finished.push(*finished),
+                FromServer::Forward => {}
+            }
+            seen.push(*tag as char);
+        }
+        seen
+    }
+}
+
+const P: (u8, &[u8]) = (b'P', b"s1\0select 1\0\0\0");
+const B: (u8, &[u8]) = (b'B', b"\0s1\0\0\0\0\0\0\0");
+const E: (u8, &[u8]) = (b'E', b"\0\0\0\0\0");
+const S: (u8, &[u8]) = (b'S', b"");
+const IDLE: (u8, &[u8]) = (b'Z', b"I");
+const DONE: (u8, &[u8]) = (b'C', b"SELECT 1\0");
+const ERROR: (u8, &[u8]) = (b'E', b"SERROR\0C42601\0\0");
+
+#[test]
+fn a_boundary_is_only_where_everything_is_answered() {
+    let mut talk = Talk::new();
+    assert!(talk.conversation.at_boundary());
+    talk.client(&[(b'Q', b"begin\0")]);
+    assert!(!talk.conversation.at_boundary());
+    talk.server(&[(b'C', b"BEGIN\0"), (b'Z', b"T")]);
+    assert!(!talk.conversation.at_boundary(), "inside a transaction");
+    talk.client(&[(b'Q', b"commit\0")]);
+    talk.server(&[(b'C', b"COMMIT\0"), IDLE]);
+    assert!(talk.conversation.at_boundary());
+    talk.client(&[P]);
+    assert!(!talk.conversation.at_boundary(), "a batch without Sync");
+}
+
+#[test]
+fn several_syncs_outstanding_are_answered_one_by_one() {
+    let mut talk = Talk::new();
+    talk.client(&[P, B, E, S, B, E, S]);
+    talk.server(&[(b'1', b""), (b'2', b""), DONE, IDLE]);
+    assert!(!talk.conversation.at_boundary());
+    talk.server(&[(b'2', b""), DONE, IDLE]);
+    assert!(talk.conversation.at_boundary());
+    assert_eq!(talk.finished.len(), 2);
+    assert_eq!(talk.finished[1].cycle.executed[0].tags, [Bytes::from("SELECT 1")]);
+}
+
+#[test]
+fn a_failed_parse_is_not_remembered() {
+    let mut talk = Talk::new();
+    talk.client(&[P, B, E, S]);
+    talk.server(&[ERROR, IDLE]);
+    assert!(talk.conversation.statement(b"s1").is_none());
+    assert!(talk.finished[0].cycle.failed);
+}
+
+#[test]
+fn after_a_move_statements_are_prepared_again_and_nobody_notices() {
+    let mut talk = Talk::new();
+    talk.client(&[P, S]);
+    talk.server(&[(b'1', b""), IDLE]);
+    talk.conversation.generation += 1;
+    assert_eq!(talk.client(&[B, E, S]), [true, false, false]);
+    assert_eq!(talk.server(&[(b'1', b""), (b'2', b""), DONE, IDLE]), "2CZ");
+    assert_eq!(talk.client(&[B, E, S]), [false, false, false], "once is enough");
+    talk.server(&[(b'2', b""), DONE, IDLE]);
+    talk.conversation.generation += 1;
+    assert_eq!(talk.client(&[B, E, S]), [true, false, false]);
+    talk.server(&[ERROR, IDLE]);
+    assert_eq!(talk.client(&[B, E, S]), [true, false, false], "it failed: try again");
+}
+
+#[test]
+fn close_and_deallocate_forget() {
+    let mut talk = Talk::new();
+    talk.client(&[P, S]);
+    talk.server(&[(b'1', b""), IDLE]);
+    talk.client(&[(b'C', b"Ss1\0"), S]);
+    talk.server(&[(b'3', b""), IDLE]);
+    assert!(talk.conversation.statement(b"s1").is_none());
+    for text in [&b"DEALLOCATE s1\0"[..], b"deallocate prepare S1\0", b"DEALLOCATE ALL\0"] {
+        talk.client(&[P, S]);
+        talk.server(&[(b'1', b""), IDLE]);
+        assert!(talk.conversation.statement(b"s1").is_some());
+        talk.client(&[(b'Q', text)]);
+        talk.server(&[(b'C', b"DEALLOCATE\0"), IDLE]);
+        assert!(talk.conversation.statement(b"s1").is_none());
+    }
+}
+
+#[test]
+fn sync_is_ignored_while_copying_in() {
+    let mut talk = Talk::new();
+    talk.client(&[(b'P', b"\0copy t from stdin\0\0\0"), (b'B', b"\0\0\0\0\0\0\0\0"), E, S]);
+    talk.server(&[(b'1', b""), (b'2', b""), (b'G', b"\0\0\0")]);
+    talk.client(&[S, (b'd', b"1\n"), (b'c', b""), S]);
+    talk.server(&[(b'C', b"COPY 1\0"), IDLE]);
+    assert!(talk.conversation.at_boundary());
+    talk.client(&[(b'Q', b"copy t from stdin\0")]);
+    talk.server(&[(b'G', b"\0\0\0")]);
+    talk.client(&[(b'd', b"1\n"), (b'c', b"")]);
+    talk.server(&[(b'C', b"COPY 1\0"), IDLE]);
+    assert!(talk.conversation.at_boundary());
+}
+
+#[test]
+fn a_query_in_an_unsynced_failed_batch_is_skipped_by_the_server() {
+    let mut talk = Talk::new();
+    talk.client(&[P, B, E, (b'Q', b"select 1\0")]);
+    talk.server(&[ERROR]);
+    talk.client(&[S]);
+    talk.server(&[IDLE]);
+    assert!(talk.conversation.at_boundary());
+}
+
+#[test]
+fn session_effects_count_only_when_they_succeed() {
+    let mut talk = Talk::new();
+    talk.client(&[(b'Q', b"set work_mem = '1MB'\0")]);
+    talk.server(&[ERROR, IDLE]);
+    assert!(talk.conversation.pins.is_empty());
+    talk.client(&[(b'Q', b"set work_mem = '1MB'\0")]);
+    talk.server(&[(b'C', b"SET\0"), IDLE]);
+    assert_eq!(talk.conversation.pins.len(), 1);
+    assert!(talk.finished[1].state_changed);
+    talk.client(&[(b'Q', b"discard all\0")]);
+    talk.server(&[(b'C', b"DISCARD ALL\0"), IDLE]);
+    assert!(talk.conversation.pins.is_empty());
+}
+
+#[test]
+fn tags_of_a_multi_statement_query_belong_to_it() {
+    let mut talk = Talk::new();
+    talk.client(&[(b'Q', b"insert into t values (1); update t set a = 2\0")]);
+    talk.server(&[(b'C', b"INSERT 0 1\0"), (b'C', b"UPDATE 1\0"), IDLE]);
+    assert_eq!(talk.finished[0].cycle.executed[0].tags.len(), 2);
+    assert!(talk.finished[0].cycle.wrote);
+}
+
+#[test]
+fn whole_cycles_are_recognised() {
+    let mut buffer = BytesMut::new();
+    for (tag, body) in [(b'B', &b"\0s1\0\0\0\0\0\0\0"[..]), (b'D', b"P\0"), (b'E', b"\0\0\0\0\0"), (b'S', b"")] {
+        crate::wire::put(&mut buffer, tag, |b| b.extend_from_slice(body));
+    }
+    for cut in 0..buffer.len() {
+        assert_eq!(whole_cycle(&buffer[..cut], 1000), None, "incomplete");
+    }
+    match whole_cycle(&buffer, 1000) {
+        Some(WholeCycle::Extended { len, parse: None, describe: true, limit: 0, bind }) => {
+            assert_eq!((len, &bind.statement[..]), (buffer.len(), &b"s1"[..]));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(whole_cycle(&buffer, 10), None, "too long");
+}
+
+proptest! {
+    /// No sequence of messages of either side makes the bookkeeping panic, and a boundary has nothing outstanding.
+    #[test]
+    fn any_conversation_is_survived(messages in proptest::collection::vec((any::<bool>(), any::<u8>(), proptest::collection::vec(any::<u8>(), 0..24)), 0..60)) {
+        let mut talk = Talk::new();
+        let tags = b"QPBDECHSFcdfX123CZEGTDIsSnt";
+        for (client, tag, body) in messages {
+            let tag = tags[tag as usize % tags.len()];
+            if client {
+                talk.client(&[(tag, &body)]);
+            } else {
+                talk.server(&[(tag, &body)]);
+            }
+        }
+        let _ = talk.conversation.at_boundary();
+    }
+}

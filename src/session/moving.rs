@@ -1,0 +1,312 @@
+//! Connections of a session besides the one to the owner: to shadows that serve its reads, and to the next owner, opened
+//! before a cutover needs it. And the move itself: between two transactions, with settings, LISTEN and prepared
+//! statements rebuilt on the other side.
+
+use super::{
+    front_door::CancelTarget,
+    relay::{Relay, Server},
+    start_up::ask,
+};
+use crate::{
+    backend::{BackendError, Connection},
+    traffic::{
+        copies::Identity,
+        database::{Database, SessionInfo},
+        route::{Route, Target},
+    },
+    wire::{self, Message, put, put_cstr},
+};
+use bytes::{Bytes, BytesMut};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+use tokio::{io::{AsyncReadExt, AsyncWriteExt}, task::JoinHandle};
+
+/// After a failed attempt a session leaves a server alone for this long.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+/// A session that cannot reach its new owner for this long ends with an error.
+const MOVE_TIMEOUT: Duration = Duration::from_secs(15);
+/// Fingerprints remembered as not servable.
+const REFUSED_MAX: usize = 1_000;
+
+/// A connection to a server that is not the owner (yet).
+pub(super) struct Attachment {
+    pub target: Arc<Target>,
+    pub server: Server,
+    /// Statement text and parameter types → name on that server.
+    pub prepared: HashMap<(Bytes, Bytes), Bytes>,
+    /// Fingerprints that cannot be served from here.
+    pub refused: HashSet<u64>,
+    /// The version of the session's state that it has.
+    pub state_version: u64,
+}
+
+type Opening = JoinHandle<Result<Connection, BackendError>>;
+
+/// All attachments of a session.
+#[derive(Default)]
+pub(super) struct Attachments {
+    ready: Vec<Attachment>,
+    opening: Vec<(Arc<Target>, Opening)>,
+    failed: Vec<(Arc<Target>, Instant)>,
+}
+
+impl Attachment {
+    pub async fn send(&mut self, bytes: &[u8]) -> Result<(), io::Error> {
+        self.server.stream.write_all(bytes).await
+    }
+
+    pub async fn receive(&mut self) -> Result<Message, io::Error> {
+        loop {
+            match wire::take(&mut self.server.from) {
+                Ok(Some(message)) => return Ok(message),
+                Ok(None) => {}
+                Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+            }
+            self.server.from.reserve(8 << 10);
+            if self.server.stream.read_buf(&mut self.server.from).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+
+    /// Remembers a fingerprint as not servable from here.
+    pub fn refuse(&mut self, fingerprint: u64) {
+        if self.refused.len() >= REFUSED_MAX {
+            self.refused.clear();
+        }
+        self.refused.insert(fingerprint);
+    }
+}
+
+impl Attachments {
+    /// Follows the route: opens what it will need, closes what it no longer names.
+    pub fn prepare(&mut self, database: &Arc<Database>, info: &Arc<SessionInfo>, identity: &Arc<Identity>, route: &Route) {
+        let wanted = |target: &Arc<Target>| {
+            route.standby.as_ref() == Some(target)
+                || route.owner == *target
+                || route.shadows.iter().any(|shadow| shadow.target == *target)
+        };
+        self.ready.retain(|attachment| wanted(&attachment.target));
+        self.opening.retain(|(target, opening)| {
+            let keep = wanted(target);
+            if !keep {
+                opening.abort();
+            }
+            keep
+        });
+        match &route.standby {
+            None => info.standby_ready.store(false, Ordering::SeqCst),
+            Some(target) => {
+                let target = target.clone();
+                self.open(database, info, identity, &target, true);
+            }
+        }
+    }
+
+    /// Starts opening a connection in the background, unless there is one.
+    pub fn open(&mut self, database: &Arc<Database>, info: &Arc<SessionInfo>, identity: &Arc<Identity>, target: &Arc<Target>, standby: bool) {
+        if self.ready.iter().any(|attachment| attachment.target == *target) {
+            if standby {
+                info.standby_ready.store(true, Ordering::SeqCst);
+            }
+            return;
+        }
+        self.failed.retain(|(_, since)| since.elapsed() < RETRY_AFTER);
+        if self.opening.iter().any(|(opening, _)| opening == target) || self.failed.iter().any(|(failed, _)| failed == target) {
+            return;
+        }
+        let url = database.url_for(target, &info.user);
+        let (identity, info) = (identity.clone(), info.clone());
+        let opening = tokio::spawn(async move {
+            let parameters: Vec<(&[u8], &[u8])> = identity.parameters.iter().map(|(name, value)| (&name[..], &value[..])).collect();
+            let opened = Connection::open(&url, &parameters).await;
+            let error = opened.as_ref().err().map(ToString::to_string);
+            if standby && opened.is_ok() {
+                info.standby_ready.store(true, Ordering::SeqCst);
+            }
+            *info.attach_error.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = error;
+            opened
+        });
+        self.opening.push((target.clone(), opening));
+    }
+
+    /// Moves connections that have been opened meanwhile to the ready ones.
+    async fn collect(&mut self) {
+        let mut at = 0;
+        while let Some((_, opening)) = self.opening.get(at) {
+            if !opening.is_finished() {
+                at += 1;
+                continue;
+            }
+            let (target, opening) = self.opening.swap_remove(at);
+            match opening.await {
+                Ok(Ok(connection)) => self.ready.push(Attachment {
+                    server: Server::from_connection(connection, 0),
+                    target,
+                    prepared: HashMap::new(),
+                    refused: HashSet::new(),
+                    state_version: 0,
+                }),
+                _ => self.failed.push((target, Instant::now())),
+            }
+        }
+    }
+
+    /// The connection to a server, if it is ready.
+    pub fn get(&mut self, target: &Arc<Target>) -> Option<&Attachment> {
+        self.collect_finished();
+        self.ready.iter().find(|attachment| attachment.target == *target)
+    }
+
+    /// [`Attachments::collect`] without waiting: finished handles are ready at once.
+    fn collect_finished(&mut self) {
+        if self.opening.iter().any(|(_, opening)| opening.is_finished()) {
+            futures_util::FutureExt::now_or_never(self.collect());
+        }
+    }
+
+    /// Takes the connection to a server out.
+    pub fn take(&mut self, target: &Arc<Target>) -> Option<Attachment> {
+        self.collect_finished();
+        let at = self.ready.iter().position(|attachment| attachment.target == *target)?;
+        Some(self.ready.swap_remove(at))
+    }
+
+    /// Puts it back.
+    pub fn put_back(&mut self, attachment: Attachment) {
+        self.ready.push(attachment);
+    }
+
+    /// Waits for the connection to a server.
+    async fn wait_for(&mut self, target: &Arc<Target>) -> Option<Attachment> {
+        if let Some(at) = self.opening.iter().position(|(opening, _)| opening == target) {
+            let (target, opening) = self.opening.swap_remove(at);
+            match opening.await {
+                Ok(Ok(connection)) => {
+                    return Some(Attachment {
+                        server: Server::from_connection(connection, 0),
+                        target,
+                        prepared: HashMap::new(),
+                        refused: HashSet::new(),
+                        state_version: 0,
+                    });
+                }
+                _ => self.failed.push((target, Instant::now())),
+            }
+        }
+        self.take(target)
+    }
+}
+
+impl Relay {
+    /// Goes on at the new owner. Called at a boundary, outside the gate, when the route's epoch is not the server's.
+    pub(super) async fn move_to_owner(&mut self) -> Result<(), io::Error> {
+        let deadline = Instant::now() + MOVE_TIMEOUT;
+        loop {
+            let route = self.route();
+            if let Some(mut attachment) = self.attachments.wait_for(&route.owner).await
+                && self.bring_state(&mut attachment).await.is_some()
+            {
+                self.adopt(attachment.server, &route);
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let reason = self.info.attach_error.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+                tracing::error!(session = self.info.id, user = %self.info.user, owner = %route.owner.name, ?reason, "a session cannot follow the owner of the writes");
+                wire::backend::put_error(&mut self.to_client, "FATAL", "08006", "understudy moved this database and cannot log this session in at the new server", None);
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
+            self.attachments.open(&self.database, &self.info, &self.identity, &route.owner, false);
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    fn adopt(&mut self, mut server: Server, route: &Arc<Route>) {
+        server.epoch = route.epoch;
+        for (name, value) in &server.parameters {
+            let known = self.server.parameters.iter().find(|(known, _)| known == name);
+            if known.is_none_or(|(_, known)| known != value) {
+                put(&mut self.to_client, b'S', |b| {
+                    put_cstr(b, name);
+                    put_cstr(b, value);
+                });
+            }
+        }
+        self.conversation.generation += 1;
+        self.info.epoch.store(route.epoch, Ordering::SeqCst);
+        {
+            let mut cancel = self.cancel.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            *cancel = CancelTarget { url: (*route.owner).clone(), pid: server.key.0, key: server.key.1.clone() };
+        }
+        let old = std::mem::replace(&mut self.server, server);
+        tokio::spawn(old.terminate());
+    }
+
+    /// Brings settings and registrations to a standby before it is needed, if the session stands between two transactions.
+    pub(super) async fn prepare_standby(&mut self) {
+        let route = self.route();
+        let Some(target) = &route.standby else { return };
+        if self.state_version == 0 || !self.conversation.at_boundary() {
+            return;
+        }
+        if let Some(mut attachment) = self.attachments.take(target) {
+            if self.bring_state(&mut attachment).await.is_some() {
+                self.attachments.put_back(attachment);
+            }
+        }
+    }
+
+    /// Makes an attachment's session state equal to the session's. `None`: the attachment broke.
+    async fn bring_state(&mut self, attachment: &mut Attachment) -> Option<()> {
+        if attachment.state_version == self.state_version {
+            return Some(());
+        }
+        // What SET, RESET, set_config() and their rollbacks have left is what the server says it is.
+        let settings = ask(
+            &mut self.server.stream,
+            &mut self.server.from,
+            "SELECT name, setting FROM pg_catalog.pg_settings WHERE source = 'session' AND context IN ('user', 'superuser')
+             UNION ALL SELECT 'role', pg_catalog.current_setting('role') WHERE pg_catalog.current_setting('role') <> 'none'",
+        )
+        .await;
+        let channels = ask(&mut self.server.stream, &mut self.server.from, "SELECT * FROM pg_catalog.pg_listening_channels()").await;
+        let prepared = ask(&mut self.server.stream, &mut self.server.from, "SELECT statement FROM pg_catalog.pg_prepared_statements WHERE from_sql").await;
+        let mut text = String::from("RESET ALL; UNLISTEN *; ");
+        for row in settings.iter().flatten() {
+            if let [Some(name), Some(setting)] = &row[..] {
+                text.push_str(&format!("SELECT pg_catalog.set_config({}, {}, false); ", literal(name), literal(setting)));
+            }
+        }
+        for channel in channels.iter().flatten().flat_map(|row| row.iter().flatten()) {
+            text.push_str(&format!("LISTEN \"{}\"; ", channel.replace('"', "\"\"")));
+        }
+        ask(&mut attachment.server.stream, &mut attachment.server.from, &text).await?;
+        for statement in prepared.iter().flatten().flat_map(|row| row.iter().flatten()) {
+            // one that exists already is refused, which is as good
+            let _ = ask(&mut attachment.server.stream, &mut attachment.server.from, statement).await;
+        }
+        attachment.state_version = self.state_version;
+        Some(())
+    }
+
+    /// A CancelRequest of the client goes to a shadow while that answers. Returns where it went before.
+    pub(super) fn aim_cancel(&mut self, attachment: &Attachment) -> CancelTarget {
+        let mut cancel = self.cancel.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let (pid, key) = attachment.server.key.clone();
+        std::mem::replace(&mut *cancel, CancelTarget { url: (*attachment.target).clone(), pid, key })
+    }
+
+    /// And back.
+    pub(super) fn restore_cancel(&mut self, previous: CancelTarget) {
+        *self.cancel.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = previous;
+    }
+}
+
+/// A string literal that is right whatever `standard_conforming_strings` says.
+fn literal(text: &str) -> String {
+    format!(" E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
+}

@@ -1,0 +1,261 @@
+//! A read answered by a shadow. The answer is held back until it is whole (or too large to hold), so that whatever goes
+//! wrong on the shadow ends in the owner's answer instead of an error. A slow answer is not waited for: after the
+//! shadow's `hedge_after` the owner is asked.
+
+use super::{
+    conversation::{WholeCycle, whole_cycle},
+    moving::Attachment,
+    relay::Relay,
+};
+use crate::{
+    backend,
+    sql::{Class, Kind},
+    traffic::{answer::FIRST_USER_OID, database::monotonic_ms, route::ShadowRoute},
+    wire::{self, backend::RowDescription, frontend::Parse, put, put_cstr},
+};
+use bytes::{Bytes, BytesMut};
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+/// Longest request that is served elsewhere.
+const REQUEST_BYTES_MAX: usize = 64 << 10;
+/// An answer is held back up to this size; a larger one is asked for again on the owner, where it streams.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
+
+/// A read that a shadow may answer.
+pub(super) struct Plan {
+    shadow: Arc<ShadowRoute>,
+    cycle: WholeCycle,
+    class: Arc<Class>,
+    /// The prepared statement that an Extended cycle binds, if it does not parse one itself.
+    statement: Option<Arc<Parse>>,
+}
+
+enum Failure {
+    /// The shadow or the way to it.
+    Broken(&'static str),
+    /// It answered with an error; the owner will tell whether it is the shadow's fault.
+    Answered,
+    /// Nothing is wrong, but it cannot be served.
+    NotServable(&'static str),
+}
+
+impl Relay {
+    /// Decides whether the cycle at the front of the client's buffer is answered by a shadow.
+    pub(super) fn plan_to_serve(&mut self) -> Option<Plan> {
+        let route = self.route();
+        if !route.shadows.iter().any(|shadow| shadow.serve_reads.get() > 0.0) {
+            return None;
+        }
+        let cycle = whole_cycle(&self.from_client, REQUEST_BYTES_MAX)?;
+        let (class, statement) = match &cycle {
+            WholeCycle::Simple { text, .. } => (self.database.classifier.classify(text), None),
+            WholeCycle::Extended { parse: Some(parse), .. } => (self.database.classifier.classify(&parse.query), None),
+            WholeCycle::Extended { bind, .. } => {
+                let statement = self.conversation.statement(&bind.statement)?;
+                (statement.class.clone(), Some(statement.parse.clone()))
+            }
+        };
+        if class.kind != Kind::Read || !class.single {
+            return None;
+        }
+        for shadow in &route.shadows {
+            if shadow.serve_reads.get() <= 0.0 {
+                continue;
+            }
+            shadow.observations.candidates.increment();
+            if shadow.serve_reads.draw(|| self.chance()) == 0 {
+                continue;
+            }
+            if !shadow.in_step.load(Ordering::SeqCst) || !shadow.breaker.allows(monotonic_ms()) {
+                shadow.observations.fallback_reasons.count("shadow not in step or failing: kept on the owner");
+                continue;
+            }
+            if !shadow.fence.allows(self.needed) {
+                shadow.observations.fenced.increment();
+                continue;
+            }
+            let state_version = self.state_version;
+            match self.attachments.get(&shadow.target) {
+                Some(attachment) if attachment.state_version == state_version && !attachment.refused.contains(&class.fingerprint) => {}
+                Some(_) => continue,
+                None => {
+                    self.attachments.open(&self.database, &self.info, &self.identity, &shadow.target, false);
+                    continue;
+                }
+            }
+            return Some(Plan { shadow: shadow.clone(), cycle, class, statement });
+        }
+        None
+    }
+
+    /// Serves, or leaves the cycle at the front of the buffer for the owner.
+    pub(super) async fn serve(&mut self, plan: Plan) -> Result<(), io::Error> {
+        if !self.enter() {
+            self.database.gate.wait_open().await;
+            return Ok(());
+        }
+        let Some(mut attachment) = self.attachments.take(&plan.shadow.target) else {
+            self.leave();
+            return Ok(());
+        };
+        let began = Instant::now();
+        let previous = self.aim_cancel(&attachment);
+        let outcome = match tokio::time::timeout(plan.shadow.hedge_after, attachment.answer(&plan)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Failure::Broken("no answer within hedge_after")),
+        };
+        self.restore_cancel(previous);
+        let latency = began.elapsed();
+        let observations = &plan.shadow.observations;
+        let now = Instant::now();
+        match outcome {
+            Ok(answer) => {
+                let (WholeCycle::Simple { len, .. } | WholeCycle::Extended { len, .. }) = plan.cycle;
+                drop(self.from_client.split_to(len));
+                self.to_client.extend_from_slice(&answer);
+                observations.served.increment();
+                observations.shadow_outcome(latency, false, now);
+                observations.shadow_latency.record(latency);
+                plan.shadow.breaker.outcome(true, monotonic_ms());
+                self.database.requests.increment();
+                self.database.transactions.increment();
+                self.info.requests.fetch_add(1, Ordering::Relaxed);
+                if let WholeCycle::Extended { parse: Some(parse), .. } = plan.cycle {
+                    self.conversation.served_unnamed(Arc::new(parse), plan.class);
+                }
+                self.attachments.put_back(attachment);
+            }
+            Err(Failure::NotServable(reason)) => {
+                observations.fallback_reasons.count(reason);
+                attachment.refuse(plan.class.fingerprint);
+                self.attachments.put_back(attachment);
+                self.keep_on_owner(None);
+            }
+            Err(Failure::Answered) => {
+                observations.fallbacks.increment();
+                plan.shadow.breaker.outcome(false, monotonic_ms());
+                self.attachments.put_back(attachment);
+                self.keep_on_owner(Some(plan.shadow.clone()));
+            }
+            Err(Failure::Broken(reason)) => {
+                observations.fallbacks.increment();
+                observations.fallback_reasons.count(reason);
+                observations.shadow_outcome(latency, true, now);
+                plan.shadow.breaker.outcome(false, monotonic_ms());
+                let (url, (pid, key)) = (attachment.target.url.clone(), attachment.server.key.clone());
+                drop(attachment);
+                // the abandoned statement must not go on burning the shadow
+                tokio::spawn(async move {
+                    let _ = tokio::time::timeout(Duration::from_secs(1), backend::cancel(&url, pid, &key)).await;
+                });
+                self.keep_on_owner(None);
+            }
+        }
+        self.leave();
+        Ok(())
+    }
+
+    /// The next cycle goes to the owner whatever the draw says.
+    fn keep_on_owner(&mut self, blame: Option<Arc<ShadowRoute>>) {
+        self.serve_next = false;
+        self.fallback_of = blame;
+    }
+}
+
+impl Attachment {
+    /// Asks the shadow and returns the bytes for the client, ReadyForQuery included.
+    async fn answer(&mut self, plan: &Plan) -> Result<BytesMut, Failure> {
+        let broken = |_| Failure::Broken("connection to the shadow broke");
+        let mut request = BytesMut::new();
+        match &plan.cycle {
+            WholeCycle::Simple { text, .. } => wire::frontend::put_query(&mut request, text),
+            WholeCycle::Extended { parse, bind, describe, limit, .. } => {
+                let own_name: Bytes = match (parse, &plan.statement) {
+                    (Some(parse), _) => {
+                        parse.put_as(&mut request, b"");
+                        Bytes::new()
+                    }
+                    (None, Some(statement)) => self.prepare(statement).await?,
+                    (None, None) => return Err(Failure::NotServable("unknown statement")),
+                };
+                bind.put_as(&mut request, b"", &own_name);
+                if *describe {
+                    put(&mut request, b'D', |b| b.extend_from_slice(b"P\0"));
+                }
+                put(&mut request, b'E', |b| {
+                    put_cstr(b, b"");
+                    b.extend_from_slice(&limit.to_be_bytes());
+                });
+                wire::frontend::put_sync(&mut request);
+            }
+        }
+        self.send(&request).await.map_err(broken)?;
+        let mut answer = BytesMut::new();
+        let mut failed = None;
+        loop {
+            let message = self.receive().await.map_err(broken)?;
+            match message.tag {
+                b'E' => failed = Some(Failure::Answered),
+                b'T' if describes_user_types(&message.body) => failed = Some(Failure::NotServable("answer has types whose oids differ between servers")),
+                b'S' | b'A' => continue, // of this connection, not of the client's
+                b'Z' => {
+                    return match failed {
+                        Some(failure) => Err(failure),
+                        None => {
+                            put(&mut answer, b'Z', |b| b.extend_from_slice(&message.body));
+                            Ok(answer)
+                        }
+                    };
+                }
+                _ => {}
+            }
+            if failed.is_none() {
+                put(&mut answer, message.tag, |b| b.extend_from_slice(&message.body));
+                if answer.len() > ANSWER_BYTES_MAX {
+                    return Err(Failure::Broken("answer too large to be held back"));
+                }
+            }
+        }
+    }
+
+    /// Prepares a statement of the client here, under a name of our own.
+    async fn prepare(&mut self, statement: &Arc<Parse>) -> Result<Bytes, Failure> {
+        if let Some(name) = self.prepared.get(&(statement.query.clone(), statement.types.clone())) {
+            return Ok(name.clone());
+        }
+        let name = Bytes::from(format!("understudy_{}", self.prepared.len()));
+        let mut request = BytesMut::new();
+        statement.put_as(&mut request, &name);
+        put(&mut request, b'D', |b| {
+            b.extend_from_slice(b"S");
+            put_cstr(b, &name);
+        });
+        wire::frontend::put_sync(&mut request);
+        self.send(&request).await.map_err(|_| Failure::Broken("connection to the shadow broke"))?;
+        let mut failure = None;
+        loop {
+            let message = self.receive().await.map_err(|_| Failure::Broken("connection to the shadow broke"))?;
+            match message.tag {
+                b'E' => failure = Some(Failure::Answered),
+                b'T' if describes_user_types(&message.body) => failure = Some(Failure::NotServable("answer has types whose oids differ between servers")),
+                b'Z' => break,
+                _ => {}
+            }
+        }
+        match failure {
+            Some(failure) => Err(failure),
+            None => {
+                self.prepared.insert((statement.query.clone(), statement.types.clone()), name.clone());
+                Ok(name)
+            }
+        }
+    }
+}
+
+fn describes_user_types(body: &Bytes) -> bool {
+    RowDescription::parse(body).is_some_and(|description| description.columns.iter().any(|column| column.type_oid >= FIRST_USER_OID))
+}

@@ -1,0 +1,242 @@
+//! Sampled reads: run on the shadow behind the fence, compared with what the client got, and confirmed before anything is
+//! called a difference.
+//!
+//! A first comparison costs the source nothing: the shadow answers once it has applied everything the client's answer
+//! could have seen. If the answers differ, the sandwich decides: ask the owner, wait until the shadow has caught up with
+//! that, ask the shadow, ask the owner again. Only when the owner agrees with itself around the shadow's answer, several
+//! times in a row, is a difference a difference. Everything else is *undecided*, with its reason counted.
+
+use super::{
+    answer::{Answer, Difference},
+    copies::{Copy, Permit, SampledRead},
+    database::Database,
+    fence::Needed,
+    rehearsal,
+    route::ShadowRoute,
+    runner::{RunError, Runner},
+};
+use crate::sql::Class;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::sync::mpsc;
+
+/// Longest wait for the shadow to pass a fence before a comparison is given up as undecided.
+const FENCE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time a copied statement may run.
+const STATEMENT_LIMIT: Duration = Duration::from_secs(5);
+/// How often the fence is looked at.
+const FENCE_POLL: Duration = Duration::from_millis(2);
+/// Sandwiches in a row that must show the same difference.
+const CONFIRMATIONS: usize = 2;
+/// Sandwiches tried before a moving source makes it undecided.
+const ATTEMPTS_MAX: usize = 5;
+
+/// Work on copies of one queue of a shadow until the queue's other end is gone.
+pub async fn work(database: Arc<Database>, shadow: Arc<ShadowRoute>, mut queue: mpsc::Receiver<(Copy, Permit)>) {
+    let owner = database.route.load().owner.clone();
+    let read_only = "SET default_transaction_read_only = on; SET statement_timeout = '5s'";
+    let mut worker = Worker {
+        on_shadow: Runner::new(database.clone(), shadow.target.clone(), read_only, STATEMENT_LIMIT),
+        on_owner: Runner::new(database.clone(), owner, read_only, STATEMENT_LIMIT),
+        rehearser: rehearsal::Rehearser::new(database.clone(), shadow.clone()),
+        database,
+        shadow,
+    };
+    while let Some((copy, permit)) = queue.recv().await {
+        if worker.shadow.in_step.load(std::sync::atomic::Ordering::Relaxed) {
+            match copy {
+                Copy::Read(read) => worker.compare(&read).await,
+                Copy::Write(transaction) => worker.rehearser.rehearse(&transaction).await,
+            }
+        } else {
+            worker.shadow.observations.dropped.increment();
+            worker.shadow.observations.compare_reasons.count("dropped: shadow is not in step");
+        }
+        drop(permit);
+    }
+}
+
+struct Worker {
+    database: Arc<Database>,
+    shadow: Arc<ShadowRoute>,
+    on_shadow: Runner,
+    on_owner: Runner,
+    rehearser: rehearsal::Rehearser,
+}
+
+enum Verdict {
+    Same,
+    Different(Difference),
+    Undecided(&'static str),
+    FailedOnShadow(String),
+}
+
+impl Worker {
+    async fn compare(&mut self, read: &SampledRead) {
+        let observations = &self.shadow.observations;
+        let (mut verdict, mut compared) = (Verdict::Undecided("not run"), false);
+        for _ in 0..read.times {
+            let (outcome, latency) = self.first_look(read).await;
+            if let Some(latency) = latency {
+                let failed = matches!(outcome, Verdict::FailedOnShadow(_));
+                observations.shadow_outcome(latency, failed, Instant::now());
+                observations.owner_outcome(read.owner_latency, Instant::now());
+                observations.owner_latency.record(read.owner_latency);
+                observations.shadow_latency.record(latency);
+                observations.profile.record_pair(read.class.fingerprint, &read.class.text, read.owner_latency, latency);
+            }
+            if !compared {
+                verdict = outcome;
+                compared = true;
+            }
+        }
+        if let Verdict::Different(found) = verdict {
+            verdict = self.confirm(read, found).await;
+        }
+        let observations = &self.shadow.observations;
+        let example = |what: &str| format!("{} (fingerprint {:016x}): {what}", read.class.text, read.class.fingerprint);
+        match verdict {
+            Verdict::Same => {
+                observations.same.increment();
+                observations.decided(false, Instant::now());
+            }
+            Verdict::Different(difference) => {
+                observations.different.increment();
+                observations.decided(true, Instant::now());
+                observations.compare_reasons.count(difference.as_str());
+                observations.compare_reasons.example(example(difference.as_str()));
+            }
+            Verdict::Undecided(reason) => {
+                observations.undecided.increment();
+                observations.compare_reasons.count(reason);
+            }
+            Verdict::FailedOnShadow(reason) => {
+                observations.compare_errors.increment();
+                observations.undecided.increment();
+                observations.compare_reasons.count(&reason);
+                observations.compare_reasons.example(example(&reason));
+            }
+        }
+    }
+
+    /// Runs the read on the shadow behind its fence and compares with the client's answer.
+    async fn first_look(&mut self, read: &SampledRead) -> (Verdict, Option<Duration>) {
+        if !self.fence_passed(read.needed).await {
+            return (Verdict::Undecided("shadow did not catch up in time"), None);
+        }
+        let (answer, latency) = match self.on_shadow.run(&read.identity, &read.operation).await {
+            Ok(found) => found,
+            Err(error) => {
+                let elapsed = if matches!(error, RunError::Timeout) { STATEMENT_LIMIT } else { Duration::ZERO };
+                return (Verdict::FailedOnShadow(error.as_str().to_owned()), Some(elapsed));
+            }
+        };
+        let verdict = match (read.answer.difference(&answer, read.class.ordered), &answer.sqlstate) {
+            (None, _) => Verdict::Same,
+            (Some(Difference::Sqlstate), Some(code)) if is_of_the_server(code) => Verdict::FailedOnShadow(format!("failed on the shadow: SQLSTATE {code}")),
+            (Some(difference), _) => Verdict::Different(difference),
+        };
+        (verdict, Some(latency))
+    }
+
+    /// Owner, shadow, owner: until the owner agrees with itself around a shadow's answer often enough.
+    async fn confirm(&mut self, read: &SampledRead, first: Difference) -> Verdict {
+        if let Some(reason) = may_vary(&read.class, &read.answer, first) {
+            return Verdict::Undecided(reason);
+        }
+        let owner = self.database.route.load().owner.clone();
+        self.on_owner.retarget(&owner);
+        let (mut confirmed, mut found) = (0, first);
+        for _ in 0..ATTEMPTS_MAX {
+            let Ok((before, _)) = self.on_owner.run(&read.identity, &read.operation).await else {
+                return Verdict::Undecided("the owner could not be asked again");
+            };
+            if !self.fence_passed(self.database.ticks.needed_now()).await {
+                return Verdict::Undecided("shadow did not catch up in time");
+            }
+            let Ok((shadow, _)) = self.on_shadow.run(&read.identity, &read.operation).await else {
+                return Verdict::Undecided("shadow failed while a difference was being confirmed");
+            };
+            let Ok((after, _)) = self.on_owner.run(&read.identity, &read.operation).await else {
+                return Verdict::Undecided("the owner could not be asked again");
+            };
+            if before.difference(&after, read.class.ordered).is_some() {
+                confirmed = 0;
+                continue;
+            }
+            match before.difference(&shadow, read.class.ordered) {
+                None => return Verdict::Same,
+                Some(difference) => {
+                    found = difference;
+                    confirmed += 1;
+                    if confirmed == CONFIRMATIONS {
+                        return match may_vary(&read.class, &before, found) {
+                            Some(reason) => Verdict::Undecided(reason),
+                            None => Verdict::Different(found),
+                        };
+                    }
+                }
+            }
+        }
+        let _ = found;
+        Verdict::Undecided("the owner's answer kept changing")
+    }
+
+    async fn fence_passed(&self, needed: Needed) -> bool {
+        let deadline = Instant::now() + FENCE_TIMEOUT;
+        while !self.shadow.fence.allows(needed) {
+            if Instant::now() > deadline || !self.shadow.in_step.load(std::sync::atomic::Ordering::Relaxed) {
+                return false;
+            }
+            tokio::time::sleep(FENCE_POLL).await;
+        }
+        true
+    }
+}
+
+/// Classes of errors that say something about the server, not about the data or the statement: connection (08), resources
+/// (53), operator intervention (57), system (58), and locks that were busy (40, 55).
+fn is_of_the_server(code: &str) -> bool {
+    ["08", "40", "53", "55", "57", "58", "XX"].iter().any(|class| code.starts_with(class))
+}
+
+/// Answers that may differ between two servers with equal data, by the SQL standard or by floating point.
+fn may_vary(class: &Class, answer: &Answer, difference: Difference) -> Option<&'static str> {
+    const FLOATS: [u32; 4] = [700, 701, 1021, 1022];
+    let of_rows = matches!(difference, Difference::Values | Difference::Order | Difference::RowCount);
+    let text = class.text.to_ascii_lowercase();
+    if answer.binary_user_type {
+        return Some("binary values of a user's type are not comparable");
+    }
+    if difference == Difference::Order {
+        return Some("rows in another order: ORDER BY may leave ties open");
+    }
+    if of_rows && (class.limited || text.contains("limit") || text.contains("fetch ") || text.contains("distinct on")) {
+        return Some("LIMIT may cut between equal rows");
+    }
+    if of_rows && ["array_agg", "string_agg", "json_agg", "jsonb_agg", "xmlagg", "row_number", "rank", "ntile"].iter().any(|word| text.contains(word)) {
+        return Some("an aggregate or window depends on the order of rows");
+    }
+    let has_floats = answer.columns.as_ref().is_none_or(|columns| columns.iter().any(|(_, oid)| FLOATS.contains(oid)));
+    if difference == Difference::Values && has_floats && (text.contains("sum") || text.contains("avg") || answer.columns.is_none()) {
+        return Some("floating point sums depend on the order of rows");
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn server_trouble_is_not_a_difference_of_answers() {
+        for code in ["57P03", "53300", "08006", "40P01", "55P03", "57014"] {
+            assert!(is_of_the_server(code), "{code}");
+        }
+        for code in ["42P01", "42703", "22012", "23505", "42501"] {
+            assert!(!is_of_the_server(code), "{code}");
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! One database as sessions see it: its route, gate, ticks, classifier and counters.
+
+use super::{fence::Ticks, gate::Gate, observations::Counter, route::{Route, Target}};
+use crate::{
+    config::{Secret, ServerUrl, UserConfig},
+    monitor::LatencyHistogram,
+    sql::Classifier,
+};
+use arc_swap::ArcSwap;
+use dashmap::DashMap;
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+use tokio::sync::watch;
+
+/// Shared by all sessions of a database and by the control plane.
+pub struct Database {
+    /// The name clients ask for.
+    pub name: String,
+    /// Where traffic goes. Swapped whole by [`Database::swap_route`].
+    pub route: ArcSwap<Route>,
+    /// Holds new transactions.
+    pub gate: Gate,
+    /// Positions of the owner.
+    pub ticks: Ticks,
+    /// What statements are.
+    pub classifier: Classifier,
+    /// Connected clients.
+    pub sessions: DashMap<u64, Arc<SessionInfo>>,
+    /// Request cycles that ended.
+    pub requests: Counter,
+    /// Transactions that ended.
+    pub transactions: Counter,
+    /// ErrorResponses forwarded to clients.
+    pub errors: Counter,
+    /// Of the owner's answers.
+    pub latency: LatencyHistogram,
+    users: Mutex<Vec<UserConfig>>,
+    changed: watch::Sender<u64>,
+}
+
+/// One client connection, for SHOW CLIENTS and for a cutover's preparations.
+#[derive(Debug)]
+pub struct SessionInfo {
+    /// Number of the session.
+    pub id: u64,
+    /// Client's address.
+    pub peer: String,
+    /// Role.
+    pub user: String,
+    /// `application_name` at start-up.
+    pub application: String,
+    /// When it connected.
+    pub since: Instant,
+    /// Epoch of the owner that this session is connected to.
+    pub epoch: AtomicI64,
+    /// Epoch of the route for whose standby this session has a connection ready.
+    pub standby_ready: AtomicBool,
+    /// Why it cannot be served by a shadow or moved; empty: it can.
+    pub pins: Mutex<Vec<&'static str>>,
+    /// Why the connection to a standby or shadow failed, if it did.
+    pub attach_error: Mutex<Option<String>>,
+    /// Request cycles that ended.
+    pub requests: AtomicU64,
+    /// Asked to end.
+    pub terminate: tokio::sync::Notify,
+}
+
+impl SessionInfo {
+    /// Pins that stand in the way of moving this session to another server.
+    pub fn immovable(&self) -> Vec<&'static str> {
+        let pins = self.pins.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        pins.iter().copied().filter(|pin| matches!(*pin, pin::TEMPORARY_TABLE | pin::HELD_CURSOR | pin::ADVISORY_LOCK | pin::REPLICATION)).collect()
+    }
+}
+
+/// What keeps a session on its server.
+#[allow(missing_docs)]
+pub mod pin {
+    pub const SETTINGS: &str = "session settings";
+    pub const LISTEN: &str = "LISTEN";
+    pub const SQL_PREPARE: &str = "SQL PREPARE";
+    pub const TEMPORARY_TABLE: &str = "temporary table";
+    pub const HELD_CURSOR: &str = "cursor WITH HOLD";
+    pub const ADVISORY_LOCK: &str = "advisory lock";
+    pub const REPLICATION: &str = "replication connection";
+    pub const OTHER: &str = "session state of unknown kind";
+}
+
+impl Database {
+    /// A database with its first route.
+    pub fn new(name: String, route: Route, classifier: Classifier, users: Vec<UserConfig>) -> Self {
+        Database {
+            name,
+            route: ArcSwap::from_pointee(route),
+            gate: Gate::default(),
+            ticks: Ticks::default(),
+            classifier,
+            sessions: DashMap::new(),
+            requests: Counter::default(),
+            transactions: Counter::default(),
+            errors: Counter::default(),
+            latency: LatencyHistogram::new(),
+            users: Mutex::new(users),
+            changed: watch::Sender::new(0),
+        }
+    }
+
+    /// Publishes a new route and wakes every session, so that idle ones follow too.
+    pub fn swap_route(&self, route: Route) {
+        self.route.store(Arc::new(route));
+        self.changed.send_modify(|version| *version += 1);
+    }
+
+    /// Changes whenever the route changes.
+    pub fn watch_route(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Replaces the known credentials after a reload.
+    pub fn set_users(&self, users: Vec<UserConfig>) {
+        *self.users.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = users;
+    }
+
+    /// How to log in at a server as a client's role: with the url's password if it is the url's role, with a configured
+    /// one, or without any (which works where the server trusts us).
+    pub fn url_for(&self, target: &Target, user: &str) -> ServerUrl {
+        if target.url.user == user {
+            return target.url.clone();
+        }
+        let users = self.users.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let password: Option<Secret> = users.iter().find(|known| known.name == user).map(|known| known.password.clone());
+        target.url.with_credentials(user, password)
+    }
+
+    /// Client connections now.
+    pub fn clients(&self) -> u64 {
+        self.sessions.len() as u64
+    }
+}
+
+impl std::fmt::Debug for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Database").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// Milliseconds of a monotonic clock, for [`super::route::Breaker`].
+pub fn monotonic_ms() -> u64 {
+    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    START.get_or_init(Instant::now).elapsed().as_millis() as u64
+}
+
+/// Marks an atomic flag; a readable shorthand for sessions.
+pub fn set(flag: &AtomicBool, value: bool) {
+    flag.store(value, Ordering::SeqCst);
+}

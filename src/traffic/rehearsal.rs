@@ -1,0 +1,162 @@
+//! Mirrored writes, rehearsed: whole transactions, in session order, run on the shadow and always rolled back.
+//!
+//! The feed brings the same rows, and it may have been faster: an INSERT then meets its own row, an UPDATE finds nothing
+//! left to do. Such outcomes are *undecided*, never errors. What remains is evidence: a statement that fails on the
+//! shadow whatever the data, or a row count that differs although nobody else touched the table.
+
+use super::{
+    copies::{RehearsedStep, RehearsedTransaction},
+    database::Database,
+    route::ShadowRoute,
+    runner::{RunError, Runner},
+};
+use crate::{
+    lsn::Lsn,
+    sql::{Kind, TransactionVerb},
+};
+use bytes::Bytes;
+use std::{sync::Arc, time::Duration};
+
+/// Longest time a rehearsed statement may run, locks included: it must never hold the feed up for long.
+const STATEMENT_LIMIT: Duration = Duration::from_secs(2);
+
+/// Tells whether the feed has touched a table since a position. Given by the control plane.
+pub trait Freshness: Send + Sync {
+    /// `table`: as written in the statement. Unknown tables count as touched.
+    fn changed_since(&self, table: &str, position: Lsn) -> bool;
+}
+
+/// Rehearses the transactions of one queue.
+pub struct Rehearser {
+    shadow: Arc<ShadowRoute>,
+    runner: Runner,
+}
+
+/// What a rehearsed statement shows.
+#[derive(Debug, PartialEq)]
+enum Outcome {
+    Agrees,
+    Fails(String),
+    TagDiffers(String),
+    Undecided(&'static str),
+}
+
+impl Rehearser {
+    /// For a shadow.
+    pub fn new(database: Arc<Database>, shadow: Arc<ShadowRoute>) -> Self {
+        let set_up = "SET lock_timeout = '250ms'; SET statement_timeout = '1500ms'; SET synchronous_commit = off";
+        Rehearser { runner: Runner::new(database, shadow.target.clone(), set_up, STATEMENT_LIMIT), shadow }
+    }
+
+    /// Runs a transaction, compares, rolls back.
+    pub async fn rehearse(&mut self, transaction: &RehearsedTransaction) {
+        let observations = &self.shadow.observations;
+        match self.run(transaction).await {
+            Ok(()) => observations.rehearsed.increment(),
+            Err(error) => {
+                self.runner.clear();
+                self.shadow.observations.rehearsal_reasons.count(error.as_str());
+            }
+        }
+    }
+
+    async fn run(&mut self, transaction: &RehearsedTransaction) -> Result<(), RunError> {
+        let explicit = transaction.steps.first().is_some_and(|step| matches!(step.class.kind, Kind::Transaction(TransactionVerb::Begin { .. })));
+        if !explicit {
+            self.runner.run_text(&transaction.identity, "BEGIN").await?;
+        }
+        for step in &transaction.steps {
+            let (answer, latency) = self.runner.run(&transaction.identity, &step.operation).await?;
+            let observations = &self.shadow.observations;
+            if let (Some(owner_latency), None) = (step.owner_latency, &answer.sqlstate) {
+                observations.owner_latency.record(owner_latency);
+                observations.shadow_latency.record(latency);
+                observations.profile.record_pair(step.class.fingerprint, &step.class.text, owner_latency, latency);
+            }
+            let touched = || self.touched(step, transaction.began_at);
+            let outcome = judge(step, answer.sqlstate.as_deref(), &answer.tags, touched);
+            let example = |what: &str| format!("{} (fingerprint {:016x}): {what}", step.class.text, step.class.fingerprint);
+            let go_on = match outcome {
+                Outcome::Agrees => true,
+                Outcome::Undecided(reason) => {
+                    observations.rehearsal_reasons.count(reason);
+                    answer.sqlstate.is_none()
+                }
+                Outcome::Fails(what) => {
+                    observations.rehearsal_errors.increment();
+                    observations.rehearsal_reasons.example(example(&what));
+                    false
+                }
+                Outcome::TagDiffers(what) => {
+                    observations.tag_mismatches.increment();
+                    observations.rehearsal_reasons.example(example(&what));
+                    true
+                }
+            };
+            if !go_on {
+                break; // the transaction is aborted on the shadow: what follows would only say so
+            }
+        }
+        self.runner.run_text(&transaction.identity, "ROLLBACK").await?;
+        Ok(())
+    }
+
+    fn touched(&self, step: &RehearsedStep, since: Lsn) -> bool {
+        let freshness = self.shadow.freshness.load();
+        match &*freshness {
+            Some(freshness) => step.class.tables.is_empty() || step.class.tables.iter().any(|table| freshness.changed_since(table, since)),
+            None => true,
+        }
+    }
+}
+
+fn judge(step: &RehearsedStep, sqlstate: Option<&str>, tags: &[Bytes], touched: impl FnOnce() -> bool) -> Outcome {
+    match sqlstate {
+        None if tags == step.tags => Outcome::Agrees,
+        None if touched() => Outcome::Undecided("row count differs, but the feed had touched the table"),
+        None => Outcome::TagDiffers(format!("command tag {} on the shadow, {} on the owner", join(tags), join(&step.tags))),
+        Some("23505" | "23503" | "23P01") => Outcome::Undecided("the feed had already brought the rows"),
+        Some("40001" | "40P01" | "55P03" | "57014") => Outcome::Undecided("a lock was busy"),
+        Some(code) if code.starts_with("08") || code.starts_with("53") || code.starts_with("57") => Outcome::Undecided("the shadow was not available"),
+        Some(code) if code.starts_with("22") || code.starts_with("23") => match touched() {
+            true => Outcome::Undecided("failed on data that the feed had touched"),
+            false => Outcome::Fails(format!("failed on the shadow: SQLSTATE {code}")),
+        },
+        Some(code) => Outcome::Fails(format!("failed on the shadow: SQLSTATE {code}")),
+    }
+}
+
+fn join(tags: &[Bytes]) -> String {
+    let tags: Vec<_> = tags.iter().map(|tag| String::from_utf8_lossy(tag)).collect();
+    tags.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::traffic::copies::Operation;
+    use crate::sql::{CatalogFacts, Classifier};
+
+    fn step(tag: &'static str) -> RehearsedStep {
+        RehearsedStep {
+            operation: Operation::Simple(Bytes::new()),
+            class: Classifier::new(CatalogFacts::builtin_only()).classify(b"UPDATE t SET a = 1"),
+            tags: vec![Bytes::from(tag)],
+            owner_latency: None,
+        }
+    }
+
+    #[test]
+    fn the_feed_being_faster_is_not_an_error() {
+        let step = step("UPDATE 1");
+        let tag = |tag: &'static str| [Bytes::from(tag)];
+        let fails = |code: &str| Outcome::Fails(format!("failed on the shadow: SQLSTATE {code}"));
+        assert_eq!(judge(&step, None, &tag("UPDATE 1"), || false), Outcome::Agrees);
+        assert!(matches!(judge(&step, None, &tag("UPDATE 0"), || true), Outcome::Undecided(_)));
+        assert!(matches!(judge(&step, None, &tag("UPDATE 0"), || false), Outcome::TagDiffers(_)));
+        assert!(matches!(judge(&step, Some("23505"), &[], || false), Outcome::Undecided(_)));
+        assert!(matches!(judge(&step, Some("55P03"), &[], || false), Outcome::Undecided(_)));
+        assert_eq!(judge(&step, Some("42703"), &[], || true), fails("42703"));
+        assert_eq!(judge(&step, Some("22001"), &[], || false), fails("22001"));
+    }
+}

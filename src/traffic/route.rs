@@ -1,0 +1,166 @@
+//! The routing snapshot: one immutable value per database that sessions read and the control plane swaps whole.
+
+use super::{copies::CopyQueue, fence::Fence, observations::Observations, rehearsal::Freshness};
+use crate::config::ServerUrl;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+/// A server that sessions can be connected to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// `source`, or the shadow's name.
+    pub name: String,
+    /// Where.
+    pub url: ServerUrl,
+}
+
+/// Where the traffic of one database goes.
+#[derive(Clone)]
+pub struct Route {
+    /// Version of the ownership: a session whose owner has another one moves before it forwards anything.
+    pub epoch: i64,
+    /// Takes the writes and every read that is not served elsewhere.
+    pub owner: Arc<Target>,
+    /// Where sessions open a second connection in advance, because a cutover is about to move them there.
+    pub standby: Option<Arc<Target>>,
+    /// Shadows that may get copies or serve reads: none of them is the owner.
+    pub shadows: Vec<Arc<ShadowRoute>>,
+}
+
+/// One shadow as sessions see it. Knobs are atomics: a revert is one store, seen by every session at its next statement.
+pub struct ShadowRoute {
+    /// Where.
+    pub target: Arc<Target>,
+    /// Percent of reads copied.
+    pub sample_reads: Percent,
+    /// Percent of reads answered here.
+    pub serve_reads: Percent,
+    /// Rehearse write transactions.
+    pub rehearse: AtomicBool,
+    /// Set while the feed keeps the shadow in step; without it nothing is served.
+    pub in_step: AtomicBool,
+    /// Read-your-writes.
+    pub fence: Fence,
+    /// Whether the feed has touched a table lately; empty while there is no feed.
+    pub freshness: arc_swap::ArcSwapOption<Box<dyn Freshness>>,
+    /// Where copies go.
+    pub queue: CopyQueue,
+    /// What was seen.
+    pub observations: Observations,
+    /// Stops serving for a moment after failures in a row, before the judge has spoken.
+    pub breaker: Breaker,
+    /// An answer that takes longer than this is asked for again on the owner.
+    pub hedge_after: std::time::Duration,
+}
+
+/// A percentage that can be stored and read without a lock. Hundredths of a percent.
+#[derive(Debug, Default)]
+pub struct Percent(AtomicU64);
+
+impl Percent {
+    /// From percent.
+    pub fn new(percent: f64) -> Self {
+        let this = Percent::default();
+        this.set(percent);
+        this
+    }
+
+    /// Stores.
+    pub fn set(&self, percent: f64) {
+        self.0.store((percent.max(0.0) * 100.0).round() as u64, Ordering::SeqCst);
+    }
+
+    /// In percent.
+    pub fn get(&self) -> f64 {
+        self.0.load(Ordering::SeqCst) as f64 / 100.0
+    }
+
+    /// How many times this one counts, given chance as a number in 0..10,000: 250 % gives 2 or 3.
+    #[inline]
+    pub fn draw(&self, chance: impl FnOnce() -> u64) -> u64 {
+        let hundredths = self.0.load(Ordering::Relaxed);
+        if hundredths == 0 {
+            return 0;
+        }
+        hundredths / 10_000 + u64::from(chance() < hundredths % 10_000)
+    }
+}
+
+/// Failures in a row stop serving until a deadline; the first success closes it again.
+#[derive(Debug, Default)]
+pub struct Breaker {
+    failures: AtomicU64,
+    open_until_ms: AtomicU64,
+}
+
+/// Failures in a row that open the breaker.
+const BREAKER_FAILURES: u64 = 3;
+/// How long it stays open.
+const BREAKER_OPEN_MS: u64 = 500;
+
+impl Breaker {
+    /// May serve at this time (milliseconds of any monotonic clock)?
+    pub fn allows(&self, now_ms: u64) -> bool {
+        now_ms >= self.open_until_ms.load(Ordering::Relaxed)
+    }
+
+    /// Counts an outcome.
+    pub fn outcome(&self, succeeded: bool, now_ms: u64) {
+        if succeeded {
+            self.failures.store(0, Ordering::Relaxed);
+        } else if self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= BREAKER_FAILURES {
+            self.open_until_ms.store(now_ms + BREAKER_OPEN_MS, Ordering::Relaxed);
+        }
+    }
+}
+
+impl ShadowRoute {
+    /// Does this shadow want anything from sessions at all?
+    pub fn is_interested(&self) -> bool {
+        self.in_step.load(Ordering::Relaxed)
+            && (self.sample_reads.0.load(Ordering::Relaxed) > 0
+                || self.serve_reads.0.load(Ordering::Relaxed) > 0
+                || self.rehearse.load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn more_than_a_hundred_percent_repeats() {
+        let percent = Percent::new(250.0);
+        assert_eq!((percent.draw(|| 4999), percent.draw(|| 5000)), (3, 2));
+        assert_eq!(Percent::new(0.0).draw(|| 0), 0);
+        assert_eq!(Percent::new(100.0).draw(|| 9999), 1);
+    }
+
+    #[test]
+    fn the_breaker_opens_after_failures_in_a_row_only() {
+        let breaker = Breaker::default();
+        for round in 0..10 {
+            breaker.outcome(false, round);
+            breaker.outcome(false, round);
+            breaker.outcome(true, round);
+        }
+        assert!(breaker.allows(10));
+        for _ in 0..BREAKER_FAILURES {
+            breaker.outcome(false, 100);
+        }
+        assert!(!breaker.allows(101));
+        assert!(breaker.allows(100 + BREAKER_OPEN_MS));
+    }
+
+    proptest! {
+        #[test]
+        fn shares_are_exact_over_all_chances(hundredths in 0u64..30_000) {
+            let percent = Percent::new(hundredths as f64 / 100.0);
+            let total: u64 = (0..10_000).map(|chance| percent.draw(|| chance)).sum();
+            prop_assert_eq!(total, hundredths);
+        }
+    }
+}
