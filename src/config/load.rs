@@ -284,7 +284,7 @@ fn duration(value: Option<Spanned<String>>, key: &str, default: Duration) -> Res
 }
 
 /// `500ms`, `10s`, `5m`, `1h`, `2.5s`.
-pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let text = text.trim();
     let split = text.find(|c: char| c.is_ascii_alphabetic())?;
     let (number, unit) = text.split_at(split);

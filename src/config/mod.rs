@@ -7,7 +7,7 @@ mod load;
 mod raw;
 mod url;
 
-pub use load::{ConfigError, load, parse};
+pub use load::{ConfigError, load, parse, parse_duration};
 pub use url::{Secret, ServerUrl, SslMode};
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};

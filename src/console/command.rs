@@ -1,4 +1,13 @@
-//! The console's words as a type. One statement in, one [`Command`] out.
+//! The console's words as a type. One statement in, one [`Command`] out: [`parse`].
+
+use super::{grammar::TOPICS, lexer::is_word};
+pub use super::{
+    grammar::{FORMS, Form, help},
+    lexer::split,
+    parser::{Statement, parse, parse_percent},
+};
+pub use crate::config::parse_duration;
+use std::fmt;
 
 /// A parsed console command.
 #[derive(Clone, Debug, PartialEq)]
@@ -9,9 +18,10 @@ pub enum Command {
     Set {
         /// Shadow name.
         shadow: String,
-        /// `sample_reads`, `serve_reads`, `mirror_writes`, `revert.window`, `shift.hold`, `adapt.auto_approve`, …
+        /// Lower case: `sample_reads`, `serve_reads`, `mirror_writes`, `revert.window`, `shift.hold`, `adapt.auto_approve`, …
         knob: String,
-        /// As typed, without quotes.
+        /// As typed, without quotes; several words or a list are kept as one text. [`parse_percent`] and
+        /// [`parse_duration`] read it.
         value: String,
     },
     /// `RELOAD`
@@ -57,7 +67,7 @@ pub enum Command {
     Verify {
         /// Shadow name.
         shadow: String,
-        /// One table only, schema-qualified or not.
+        /// One table only, schema-qualified or not, as typed without quotes (`public.Orders`).
         table: Option<String>,
         /// Write the owner's rows over the differences.
         repair: bool,
@@ -94,4 +104,71 @@ pub enum Topic {
     Alerts,
     Cutover,
     Help,
+}
+
+/// The command as it would be typed. Parsing it gives the same command.
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Command::Show(topic) => write!(f, "SHOW {topic}"),
+            Command::Set { shadow, knob, value } => write!(f, "SET {} {} = {}", Name(shadow), Name(knob), Literal(value)),
+            Command::Reload => f.write_str("RELOAD"),
+            Command::Pause(None) => f.write_str("PAUSE"),
+            Command::Pause(Some(database)) => write!(f, "PAUSE {}", Name(database)),
+            Command::Resume(None) => f.write_str("RESUME"),
+            Command::Resume(Some(database)) => write!(f, "RESUME {}", Name(database)),
+            Command::Approve { id, sql: None } => write!(f, "APPROVE {id}"),
+            Command::Approve { id, sql: Some(sql) } => write!(f, "APPROVE {id} AS {}", Literal(sql)),
+            Command::Reject(id) => write!(f, "REJECT {id}"),
+            Command::SimulateCutover { shadow, percent, duration } => {
+                write!(f, "SIMULATE CUTOVER {} AT {percent} FOR '{}ms'", Name(shadow), duration.as_secs_f64() * 1_000.0)
+            }
+            Command::ShiftStart(shadow) => write!(f, "SHIFT START {}", Name(shadow)),
+            Command::ShiftStop(shadow) => write!(f, "SHIFT STOP {}", Name(shadow)),
+            Command::Revert(shadow) => write!(f, "REVERT {}", Name(shadow)),
+            Command::Cutover { shadow, dry_run } => write!(f, "CUTOVER {}{}", Name(shadow), if *dry_run { " DRY RUN" } else { "" }),
+            Command::Rollback(database) => write!(f, "ROLLBACK {}", Name(database)),
+            Command::Verify { shadow, table, repair } => {
+                write!(f, "VERIFY {}", Name(shadow))?;
+                if let Some(table) = table {
+                    write!(f, " TABLE {}", Name(table))?;
+                }
+                f.write_str(if *repair { " REPAIR" } else { "" })
+            }
+            Command::ShadowStart(shadow) => write!(f, "SHADOW START {}", Name(shadow)),
+            Command::ShadowStop(shadow) => write!(f, "SHADOW STOP {}", Name(shadow)),
+            Command::Shutdown => f.write_str("SHUTDOWN"),
+        }
+    }
+}
+
+impl fmt::Display for Topic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = TOPICS.iter().find(|(_, topic)| topic == self).map_or("HELP", |(word, _)| word);
+        f.write_str(word)
+    }
+}
+
+/// A name, in quotes where it needs them or could be taken for a keyword.
+struct Name<'a>(&'a str);
+
+impl fmt::Display for Name<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const KEYWORDS: [&str; 8] = ["TO", "AS", "AT", "FOR", "TABLE", "REPAIR", "DRY", "RUN"];
+        // `SET names …` and `SET session …` are what drivers send.
+        const DRIVER_WORDS: [&str; 4] = ["NAMES", "SESSION", "LOCAL", "TIME"];
+        let plain = self.0.starts_with(char::is_alphabetic)
+            && self.0.chars().all(|c| is_word(c) && !matches!(c, '*' | '/'))
+            && !KEYWORDS.iter().chain(&DRIVER_WORDS).any(|word| word.eq_ignore_ascii_case(self.0));
+        if plain { f.write_str(self.0) } else { write!(f, "\"{}\"", self.0.replace('"', "\"\"")) }
+    }
+}
+
+/// A value or SQL in single quotes, doubled inside.
+struct Literal<'a>(&'a str);
+
+impl fmt::Display for Literal<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "'{}'", self.0.replace('\'', "''"))
+    }
 }

@@ -4,6 +4,9 @@
 //! Invariants: no secret is shown; every refusal says what to do.
 
 pub mod command;
+mod grammar;
+mod lexer;
+mod parser;
 pub mod state;
 
 use async_trait::async_trait;
