@@ -1,3 +1,5 @@
 //! The `understudy` program.
 
-fn main() {}
+fn main() {
+    std::process::exit(understudy::cli::main());
+}

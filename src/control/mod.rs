@@ -1,1 +1,55 @@
-//! Being built.
+//! The control plane: holds the feeds, writes the routing snapshots, carries out the operators' commands, judges health.
+//!
+//! DESIGN.md draws no room for what joins the components; this is it. Every task here is owned by the [`Controller`] and
+//! ends with it. Deliberately absent: bytes of clients. The data plane goes on serving when anything in here fails.
+
+mod commands;
+mod managed;
+mod metrics;
+mod operator;
+mod reload;
+mod show;
+mod start;
+mod state;
+mod watch;
+
+pub use managed::{Managed, ManagedShadow};
+pub use start::{StartError, run};
+
+use crate::{
+    config::Config,
+    metadata::Repository,
+    session::FrontDoor,
+    traffic::copies::ByteBudget,
+};
+use arc_swap::ArcSwap;
+use std::{path::PathBuf, sync::Arc, time::Instant};
+use tokio::sync::Notify;
+
+/// The running process.
+pub struct Controller {
+    /// As loaded last.
+    pub config: ArcSwap<Config>,
+    /// Where it was loaded from.
+    pub config_path: PathBuf,
+    /// What survives the process.
+    pub repository: Repository,
+    /// One per `[[database]]`.
+    pub databases: Vec<Arc<Managed>>,
+    /// The listener's side.
+    pub door: Arc<FrontDoor>,
+    /// Memory of shadow work.
+    pub budget: Arc<ByteBudget>,
+    /// When the process started.
+    pub started: Instant,
+    /// SHUTDOWN was asked for.
+    pub shutdown: Notify,
+    /// Test hooks are allowed (environment variable `UNDERSTUDY_FAULT`).
+    pub faults_allowed: bool,
+}
+
+impl std::fmt::Debug for Controller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Controller").field("config_path", &self.config_path).finish_non_exhaustive()
+    }
+}

@@ -83,6 +83,31 @@ impl Repository {
         Ok(Ownership { epoch, owner: owner.clone() })
     }
 
+    /// Remembers that an operator started (or stopped) a shadow, so that a restart goes on with it.
+    ///
+    /// # Errors
+    /// [`MetadataError`]
+    pub fn set_started(&self, database: &str, shadow: &str, started: bool) -> Result<(), MetadataError> {
+        self.lock().execute(
+            "INSERT INTO feed (database, shadow, started, at_ms) VALUES (?1,?2,?3,?4)
+             ON CONFLICT (database, shadow) DO UPDATE SET started=excluded.started, at_ms=excluded.at_ms",
+            (database, shadow, started, now_ms()),
+        )?;
+        Ok(())
+    }
+
+    /// Whether an operator has started a shadow.
+    ///
+    /// # Errors
+    /// [`MetadataError`]
+    pub fn is_started(&self, database: &str, shadow: &str) -> Result<bool, MetadataError> {
+        let stored: Option<bool> = self
+            .lock()
+            .query_row("SELECT started FROM feed WHERE database=?1 AND shadow=?2", [database, shadow], |row| row.get(0))
+            .optional()?;
+        Ok(stored.unwrap_or(false))
+    }
+
     /// A number for a new cutover of this database.
     ///
     /// # Errors

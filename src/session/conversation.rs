@@ -248,7 +248,7 @@ impl Conversation {
                     // its ParseComplete is owed, but we will not be able to prepare it again
                     let statement = Statement {
                         parse: Arc::new(Parse { name: Bytes::new(), query: Bytes::new(), types: Bytes::new() }),
-                        class: Class::unknown(),
+                        class: Class::unclassified(),
                         prepared_on: 0,
                     };
                     cycle.pending.push_back(Pending::Parse { name: Bytes::from_static(b"\xff large"), statement });

@@ -16,7 +16,7 @@ use crate::{
     },
     wire::{self, Message, put, put_cstr},
 };
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use std::{
     collections::{HashMap, HashSet},
     io,
@@ -236,6 +236,7 @@ impl Relay {
                 });
             }
         }
+        (self.server_gone, self.server_skip) = (false, 0);
         self.conversation.generation += 1;
         self.info.epoch.store(route.epoch, Ordering::SeqCst);
         {

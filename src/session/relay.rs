@@ -82,9 +82,9 @@ pub(super) struct Relay {
     route_changed: watch::Receiver<u64>,
     inside: bool,
     client_skip: usize,
-    server_skip: usize,
+    pub server_skip: usize,
     client_gone: bool,
-    server_gone: bool,
+    pub server_gone: bool,
     remembered: Option<Remembered>,
     /// Shadows that drew the read being captured, and how often each runs it.
     drawn: Vec<(Arc<ShadowRoute>, u64)>,
@@ -285,11 +285,17 @@ impl Relay {
 
     /// Takes whole messages of the client and appends what is to be forwarded.
     fn next_of_client(&mut self) -> Result<Next, io::Error> {
+        let idle = self.client_skip == 0 && !self.inside && self.conversation.at_boundary();
+        if idle && self.server.epoch != self.database.route.load().epoch {
+            // also with nothing to forward: the old owner may end this connection at any moment
+            return Ok(if self.database.gate.is_closed() { Next::Held } else { Next::Move });
+        }
         let mut run = 0; // contiguous bytes at the front of `from_client` that are forwarded as they are
         let next = loop {
-            let Some(rest) = self.from_client.get(run..) else { break Next::Io };
+            let rest = self.from_client.get(run..).unwrap_or_default();
+            let available = rest.len();
             if self.client_skip > 0 {
-                let part = self.client_skip.min(rest.len());
+                let part = self.client_skip.min(available);
                 self.client_skip -= part;
                 run += part;
                 if self.client_skip > 0 {
@@ -307,7 +313,7 @@ impl Relay {
             };
             if self.conversation.at_boundary() && !self.inside {
                 if header.tag == b'X' {
-                    run += header.len.min(rest.len());
+                    run += header.len.min(available);
                     self.forward_client(run);
                     return Ok(Next::End);
                 }
@@ -320,7 +326,7 @@ impl Relay {
                 {
                     break Next::Serve(plan);
                 }
-                let whole = rest.len() >= header.len || header.len > INSPECT_BYTES_MAX;
+                let whole = available >= header.len || header.len > INSPECT_BYTES_MAX;
                 if !whole {
                     break Next::Io;
                 }
@@ -329,12 +335,12 @@ impl Relay {
                 }
                 self.begin_transaction();
             }
-            if rest.len() < header.len && (header.len > INSPECT_BYTES_MAX || header.tag == b'd') {
+            if available < header.len && (header.len > INSPECT_BYTES_MAX || header.tag == b'd') {
                 self.conversation.large_message(header.tag);
                 self.client_skip = header.len;
                 continue;
             }
-            let Some(body) = rest.get(5..header.len) else { break Next::Io };
+            let Some(body) = self.from_client.get(run + 5..run + header.len) else { break Next::Io };
             if header.tag == b'X' {
                 run += header.len;
                 self.forward_client(run);
@@ -408,7 +414,7 @@ impl Relay {
         let route = self.database.route.load();
         let Some(cycle) = self.conversation.newest() else { return };
         let is_read = !cycle.wrote && !cycle.opaque && cycle.executed.len() == 1 && cycle.executed.iter().all(|e| e.class.single);
-        if !is_read || !self.conversation.pins.is_empty() || !self.conversation.is_alone() {
+        if !is_read || !self.database.knows_facts() || !self.conversation.pins.is_empty() || !self.conversation.is_alone() {
             return;
         }
         let draw = &mut self.draw;
@@ -496,6 +502,9 @@ impl Relay {
         }
         if cycle.wrote {
             self.needed = self.database.ticks.needed_now();
+            if cycle.executed.iter().any(|executed| executed.class.kind == Kind::SchemaChange) {
+                self.database.facts_are_stale();
+            }
         }
         if let Some(shadow) = self.fallback_of.take() {
             // the owner has answered what the shadow could not: a failure of the shadow only, unless it fails here too

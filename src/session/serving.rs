@@ -59,7 +59,7 @@ impl Relay {
                 (statement.class.clone(), Some(statement.parse.clone()))
             }
         };
-        if class.kind != Kind::Read || !class.single {
+        if class.kind != Kind::Read || !class.single || !self.database.knows_facts() {
             return None;
         }
         for shadow in &route.shadows {

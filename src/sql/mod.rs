@@ -135,6 +135,11 @@ pub struct Class {
 pub const TEXT_CHARS_MAX: usize = 300;
 
 impl Class {
+    /// The class of a statement that was never looked at (too large, or streamed through).
+    pub fn unclassified() -> Arc<Self> {
+        Arc::new(Class::unknown(0, Arc::from("(not looked at)"), "too large to be looked at"))
+    }
+
     /// The class of what could not be understood.
     fn unknown(fingerprint: u64, text: Arc<str>, reason: &'static str) -> Self {
         Class {

@@ -75,7 +75,8 @@ enum Verdict {
 
 impl Worker {
     async fn compare(&mut self, read: &SampledRead) {
-        let observations = &self.shadow.observations;
+        let shadow = self.shadow.clone();
+        let observations = &shadow.observations;
         let (mut verdict, mut compared) = (Verdict::Undecided("not run"), false);
         for _ in 0..read.times {
             let (outcome, latency) = self.first_look(read).await;
@@ -95,7 +96,6 @@ impl Worker {
         if let Verdict::Different(found) = verdict {
             verdict = self.confirm(read, found).await;
         }
-        let observations = &self.shadow.observations;
         let example = |what: &str| format!("{} (fingerprint {:016x}): {what}", read.class.text, read.class.fingerprint);
         match verdict {
             Verdict::Same => {
@@ -156,7 +156,7 @@ impl Worker {
             if !self.fence_passed(self.database.ticks.needed_now()).await {
                 return Verdict::Undecided("shadow did not catch up in time");
             }
-            let Ok((shadow, _)) = self.on_shadow.run(&read.identity, &read.operation).await else {
+            let Ok((on_shadow, _)) = self.on_shadow.run(&read.identity, &read.operation).await else {
                 return Verdict::Undecided("shadow failed while a difference was being confirmed");
             };
             let Ok((after, _)) = self.on_owner.run(&read.identity, &read.operation).await else {
@@ -166,7 +166,7 @@ impl Worker {
                 confirmed = 0;
                 continue;
             }
-            match before.difference(&shadow, read.class.ordered) {
+            match before.difference(&on_shadow, read.class.ordered) {
                 None => return Verdict::Same,
                 Some(difference) => {
                     found = difference;

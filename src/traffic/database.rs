@@ -41,6 +41,11 @@ pub struct Database {
     pub latency: LatencyHistogram,
     users: Mutex<Vec<UserConfig>>,
     changed: watch::Sender<u64>,
+    /// Schema changes seen, and up to which of them the classifier's facts have been refreshed.
+    schema_changes: AtomicU64,
+    facts_include: AtomicU64,
+    /// Asks for the facts to be refreshed.
+    pub refresh_facts: tokio::sync::Notify,
 }
 
 /// One client connection, for SHOW CLIENTS and for a cutover's preparations.
@@ -107,6 +112,9 @@ impl Database {
             latency: LatencyHistogram::new(),
             users: Mutex::new(users),
             changed: watch::Sender::new(0),
+            schema_changes: AtomicU64::new(0),
+            facts_include: AtomicU64::new(0),
+            refresh_facts: tokio::sync::Notify::new(),
         }
     }
 
@@ -135,6 +143,27 @@ impl Database {
         let users = self.users.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let password: Option<Secret> = users.iter().find(|known| known.name == user).map(|known| known.password.clone());
         target.url.with_credentials(user, password)
+    }
+
+    /// A schema change has passed: until the classifier's facts are refreshed nothing counts as a read for a shadow.
+    pub fn facts_are_stale(&self) {
+        self.schema_changes.fetch_add(1, Ordering::SeqCst);
+        self.refresh_facts.notify_one();
+    }
+
+    /// Schema changes seen so far; to be given to [`Database::facts_refreshed`] by whoever now loads the facts.
+    pub fn schema_changes(&self) -> u64 {
+        self.schema_changes.load(Ordering::SeqCst)
+    }
+
+    /// The facts were loaded after that many schema changes.
+    pub fn facts_refreshed(&self, after: u64) {
+        self.facts_include.fetch_max(after, Ordering::SeqCst);
+    }
+
+    /// The classifier knows every function and view that this proxy has seen created.
+    pub fn knows_facts(&self) -> bool {
+        self.facts_include.load(Ordering::SeqCst) == self.schema_changes.load(Ordering::SeqCst)
     }
 
     /// Client connections now.

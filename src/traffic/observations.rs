@@ -50,12 +50,10 @@ impl Reasons {
     /// Counts a reason: a phrase of the program, never text of a client.
     pub fn count(&self, reason: &str) {
         let mut counts = lock(&self.counts);
-        match counts.get_mut(reason) {
-            Some(number) => *number += 1,
-            None if counts.len() < REASONS_MAX => {
-                counts.insert(reason.to_owned(), 1);
-            }
-            None => {}
+        if let Some(number) = counts.get_mut(reason) {
+            *number += 1;
+        } else if counts.len() < REASONS_MAX {
+            counts.insert(reason.to_owned(), 1);
         }
     }
 
@@ -150,7 +148,7 @@ struct RecentPast {
 
 impl RecentPast {
     fn new(length: Duration, now: Instant) -> Self {
-        let window = || Window::new(length, now);
+        let window = || Window::new(length);
         RecentPast { began: now, length, buckets: Default::default(), owner: window(), shadow: window() }
     }
 
@@ -207,6 +205,15 @@ impl Observations {
             bucket.first_bad.get_or_insert(now);
         }
         recent.shadow.record(latency, now);
+    }
+
+    /// Sessions keep their reads because the shadow has just failed several times: counts as one more failure.
+    pub fn unavailable(&self, now: Instant) {
+        let mut recent = lock(&self.window);
+        let bucket = recent.bucket(now);
+        bucket.requests += 1;
+        bucket.errors += 1;
+        bucket.first_bad.get_or_insert(now);
     }
 
     /// A comparable read ended on the owner.

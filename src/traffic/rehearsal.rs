@@ -50,9 +50,8 @@ impl Rehearser {
 
     /// Runs a transaction, compares, rolls back.
     pub async fn rehearse(&mut self, transaction: &RehearsedTransaction) {
-        let observations = &self.shadow.observations;
         match self.run(transaction).await {
-            Ok(()) => observations.rehearsed.increment(),
+            Ok(()) => self.shadow.observations.rehearsed.increment(),
             Err(error) => {
                 self.runner.clear();
                 self.shadow.observations.rehearsal_reasons.count(error.as_str());
@@ -110,7 +109,7 @@ impl Rehearser {
     }
 }
 
-fn judge(step: &RehearsedStep, sqlstate: Option<&str>, tags: &[Bytes], touched: impl FnOnce() -> bool) -> Outcome {
+fn judge(step: &RehearsedStep, sqlstate: Option<&str>, tags: &[Bytes], touched: impl Fn() -> bool) -> Outcome {
     match sqlstate {
         None if tags == step.tags => Outcome::Agrees,
         None if touched() => Outcome::Undecided("row count differs, but the feed had touched the table"),

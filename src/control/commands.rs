@@ -1,0 +1,411 @@
+//! The operators' commands, carried out.
+
+use super::{
+    Controller,
+    managed::{Managed, ManagedShadow, lock},
+};
+use crate::{
+    cdc::{self, Direction, Start},
+    config::{FeedKind, ServerUrl},
+    console::{Answer, CommandError, command::Command, state::CutoverState},
+    cutover::{CutoverError, switch::Switch},
+    metadata::{Owner, ProposalState, Severity},
+    traffic::ladder::Ladder,
+    validate,
+};
+use serde_json::json;
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+use tokio_postgres::{Client, NoTls};
+
+/// A control connection.
+pub(super) async fn connect(url: &ServerUrl, name: &str) -> Result<Client, tokio_postgres::Error> {
+    let (client, connection) = url.to_tokio(name).connect(NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+/// Longest wait of PAUSE for running transactions.
+const PAUSE_TIMEOUT: Duration = Duration::from_secs(60);
+
+fn failed(error: impl std::fmt::Display) -> CommandError {
+    CommandError::Failed(error.to_string())
+}
+
+fn tagged(tag: &str, notice: impl Into<String>) -> Answer {
+    Answer { tag: tag.into(), notices: vec![notice.into()], ..Answer::default() }
+}
+
+impl Controller {
+    /// Carries out a command.
+    pub(super) async fn execute(self: Arc<Self>, command: Command, who: &str) -> Result<Answer, CommandError> {
+        match command {
+            Command::Show(topic) => self.show(topic).await,
+            Command::Set { shadow, knob, value } => self.set(&shadow, &knob, &value, who),
+            Command::Reload => self.reload(),
+            Command::Pause(name) => self.pause(name.as_deref()).await,
+            Command::Resume(name) => self.resume(name.as_deref()),
+            Command::Approve { id, sql } => self.approve(id, sql.as_deref(), who).await,
+            Command::Reject(id) => self.reject(id, who).await,
+            Command::SimulateCutover { shadow, percent, duration } => self.simulate(&shadow, percent, duration).await,
+            Command::ShiftStart(name) => self.shift_start(&name, who),
+            Command::ShiftStop(name) => self.shift_stop(&name, who),
+            Command::Revert(name) => self.revert(&name, who),
+            Command::Cutover { shadow, dry_run } => self.cutover(&shadow, dry_run).await,
+            Command::Rollback(database) => self.rollback(&database).await,
+            Command::Verify { shadow, table, repair } => self.verify(&shadow, table, repair, who).await,
+            Command::ShadowStart(name) => self.shadow_start(&name),
+            Command::ShadowStop(name) => self.shadow_stop(&name).await,
+            Command::FaultLoseChange(name) => self.lose_change(&name),
+            Command::Shutdown => {
+                self.shutdown.notify_one();
+                Ok(tagged("SHUTDOWN", "understudy stops accepting; sessions end when their transaction has ended"))
+            }
+        }
+    }
+
+    /// A shadow and its database by the shadow's name.
+    pub(super) fn shadow(&self, name: &str) -> Result<(&Arc<Managed>, &Arc<ManagedShadow>), CommandError> {
+        let found = self.databases.iter().find_map(|managed| managed.shadows.iter().find(|shadow| shadow.name() == name).map(|shadow| (managed, shadow)));
+        found.ok_or_else(|| CommandError::Unknown(format!("there is no shadow \"{name}\": SHOW SHADOWS lists them")))
+    }
+
+    pub(super) fn database(&self, name: &str) -> Result<&Arc<Managed>, CommandError> {
+        let found = self.databases.iter().find(|managed| managed.database.name == name);
+        found.ok_or_else(|| CommandError::Unknown(format!("there is no database \"{name}\": SHOW DATABASES lists them")))
+    }
+
+    fn some_databases(&self, name: Option<&str>) -> Result<Vec<&Arc<Managed>>, CommandError> {
+        match name {
+            Some(name) => Ok(vec![self.database(name)?]),
+            None => Ok(self.databases.iter().collect()),
+        }
+    }
+
+    async fn pause(&self, name: Option<&str>) -> Result<Answer, CommandError> {
+        for managed in self.some_databases(name)? {
+            let Ok(_turn) = managed.switching.try_lock() else {
+                return Err(CommandError::Refused(format!("a cutover of {} is running", managed.database.name)));
+            };
+            managed.database.gate.close();
+            managed.paused.store(true, Ordering::SeqCst);
+            if tokio::time::timeout(PAUSE_TIMEOUT, managed.database.gate.drained()).await.is_err() {
+                let open = managed.database.gate.active();
+                managed.paused.store(false, Ordering::SeqCst);
+                managed.database.gate.open();
+                return Err(CommandError::Failed(format!(
+                    "{open} transactions of {} were still open after {} s; nothing is paused: see SHOW CLIENTS",
+                    managed.database.name,
+                    PAUSE_TIMEOUT.as_secs()
+                )));
+            }
+        }
+        Ok(tagged("PAUSE", "no transaction is running; new ones wait until RESUME"))
+    }
+
+    fn resume(&self, name: Option<&str>) -> Result<Answer, CommandError> {
+        for managed in self.some_databases(name)? {
+            if managed.paused.swap(false, Ordering::SeqCst) {
+                managed.database.gate.open();
+            }
+        }
+        Ok(tagged("RESUME", "waiting transactions go on"))
+    }
+
+    fn shadow_start(&self, name: &str) -> Result<Answer, CommandError> {
+        let (managed, shadow) = self.shadow(name)?;
+        if shadow.config.load().feed != FeedKind::Cdc {
+            return Err(CommandError::Refused(format!("shadow {name} has feed \"none\" in proxy.toml: nothing to start")));
+        }
+        if managed.database.route.load().owner.name != "source" {
+            return Err(CommandError::Refused(format!("{} owns the writes of {}: ROLLBACK {} first", managed.database.route.load().owner.name, managed.database.name, managed.database.name)));
+        }
+        if let Some((feed, _)) = shadow.feed()
+            && !feed.state().state.starts_with("failed")
+        {
+            return Err(CommandError::Refused(format!("shadow {name} is already started: SHOW FEED says how far it is")));
+        }
+        self.repository.set_started(&managed.database.name, name, true).map_err(failed)?;
+        managed.start_feed(shadow, Direction::Forward, Start::Copy, &self.repository);
+        self.repository.record(Severity::Info, "cdc", &managed.database.name, name, &format!("shadow {name} is being created: SHOW FEED shows progress and time left"), json!({}));
+        Ok(tagged("SHADOW START", format!("shadow {name} is being created: schema, data, then the change stream. SHOW FEED shows progress and time left")))
+    }
+
+    async fn shadow_stop(&self, name: &str) -> Result<Answer, CommandError> {
+        let (managed, shadow) = self.shadow(name)?;
+        if managed.database.route.load().owner == shadow.route.target {
+            return Err(CommandError::Refused(format!("{name} owns the writes of {}: ROLLBACK {} first", managed.database.name, managed.database.name)));
+        }
+        let _turn = managed.switching.try_lock().map_err(|_| CommandError::Refused("a cutover is running: wait for its end".into()))?;
+        self.repository.set_started(&managed.database.name, name, false).map_err(failed)?;
+        shadow.route.serve_reads.set(0.0);
+        shadow.route.in_step.store(false, Ordering::SeqCst);
+        *lock(&shadow.ladder) = Ladder::Idle;
+        let feed = lock(&shadow.feed).take();
+        shadow.route.freshness.store(None);
+        *lock(&shadow.adapter) = None;
+        if let Some((feed, _)) = feed {
+            feed.stop().await;
+        }
+        for direction in [Direction::Forward, Direction::Reverse] {
+            cdc::disarm(&managed.feed_spec(shadow, direction)).await.map_err(failed)?;
+        }
+        self.repository.record(Severity::Info, "cdc", &managed.database.name, name, &format!("shadow {name} is stopped: slot, publication and triggers are gone from the servers; its data stays"), json!({}));
+        Ok(tagged("SHADOW STOP", format!("shadow {name} is stopped; slot, publication and triggers are removed, its data stays")))
+    }
+
+    fn lose_change(&self, name: &str) -> Result<Answer, CommandError> {
+        let (_, shadow) = self.shadow(name)?;
+        if !self.faults_allowed {
+            return Err(CommandError::Refused("faults are for tests: start understudy with UNDERSTUDY_FAULT=lose-change".into()));
+        }
+        shadow.fault.lose_change.store(true, Ordering::SeqCst);
+        Ok(tagged("FAULT", "the next row change is dropped before it is applied"))
+    }
+
+    fn shift_start(&self, name: &str, who: &str) -> Result<Answer, CommandError> {
+        let (managed, shadow) = self.shadow(name)?;
+        let feed = shadow.feed().filter(|(feed, direction)| *direction == Direction::Forward && feed.is_streaming());
+        if feed.is_none() {
+            return Err(CommandError::Refused(format!("shadow {name} is not in step with the source: SHOW FEED says why")));
+        }
+        let config = shadow.config.load();
+        shadow.route.observations.forget(config.revert.window);
+        let (ladder, percent) = Ladder::start(&config.shift, Instant::now());
+        *lock(&shadow.ladder) = ladder;
+        shadow.route.serve_reads.set(percent);
+        let steps = config.shift.steps.iter().map(|step| format!("{step} %")).collect::<Vec<_>>().join(", ");
+        let message = format!("shift of {name} started by {who}: {steps}, each held for {} s", config.shift.hold.as_secs_f64());
+        self.repository.record(Severity::Info, "traffic", &managed.database.name, name, &message, json!({"served_percent": percent}));
+        Ok(tagged("SHIFT START", message))
+    }
+
+    fn shift_stop(&self, name: &str, who: &str) -> Result<Answer, CommandError> {
+        let (managed, shadow) = self.shadow(name)?;
+        *lock(&shadow.ladder) = Ladder::Idle;
+        let message = format!("shift of {name} stopped by {who}: it stays at {} %; REVERT {name} takes it to 0", shadow.route.serve_reads.get());
+        self.repository.record(Severity::Info, "traffic", &managed.database.name, name, &message, json!({}));
+        Ok(tagged("SHIFT STOP", message))
+    }
+
+    fn revert(&self, name: &str, who: &str) -> Result<Answer, CommandError> {
+        let (managed, shadow) = self.shadow(name)?;
+        shadow.revert(&format!("asked for by {who}"), None);
+        self.repository.record(Severity::Warning, "traffic", &managed.database.name, name, &format!("reads went back from {name} to the owner: asked for by {who}"), json!({}));
+        Ok(tagged("REVERT", format!("{name} answers no reads any more")))
+    }
+
+    async fn simulate(&self, name: &str, percent: f64, duration: Duration) -> Result<Answer, CommandError> {
+        let (managed, shadow) = self.shadow(name)?;
+        let _turn = shadow.busy.try_lock().map_err(|_| CommandError::Refused(format!("another simulation or verification of {name} is running")))?;
+        if !shadow.route.in_step.load(Ordering::SeqCst) {
+            return Err(CommandError::Refused(format!("shadow {name} is not in step with the source: SHOW FEED says why")));
+        }
+        let observations = &shadow.route.observations;
+        let before = (observations.served.get(), observations.fallbacks.get(), observations.fenced.get(), observations.candidates.get());
+        let errors = managed.database.errors.get();
+        observations.forget(shadow.config.load().revert.window);
+        let earlier = shadow.route.serve_reads.get();
+        shadow.route.serve_reads.set(percent);
+        let reverts = lock(&shadow.reverted).as_ref().map_or(0, |state| state.count);
+        tokio::time::sleep(duration).await;
+        let reverted = lock(&shadow.reverted).as_ref().filter(|state| state.count > reverts).map(|state| state.reason.clone());
+        if reverted.is_none() {
+            shadow.route.serve_reads.set(earlier);
+        }
+        let (health, _) = observations.health(Duration::ZERO, Instant::now());
+        let (served, fallbacks) = (observations.served.get() - before.0, observations.fallbacks.get() - before.1);
+        let (fenced, candidates) = (observations.fenced.get() - before.2, observations.candidates.get() - before.3);
+        let errors = managed.database.errors.get() - errors;
+        let columns = ["shadow", "percent", "seconds", "candidates", "served", "fallbacks", "fenced", "client_errors", "owner_p99_ms", "shadow_p99_ms", "reverted"];
+        let row = vec![
+            json!(name),
+            json!(percent),
+            json!(duration.as_secs_f64()),
+            json!(candidates),
+            json!(served),
+            json!(fallbacks),
+            json!(fenced),
+            json!(errors),
+            json!(health.owner.p99_us as f64 / 1000.0),
+            json!(health.shadow.p99_us as f64 / 1000.0),
+            json!(reverted),
+        ];
+        let message = format!("simulated cutover of {name} at {percent} % for {} s: {served} reads served, {fallbacks} fell back", duration.as_secs_f64());
+        self.repository.record(Severity::Info, "traffic", &managed.database.name, name, &message, json!({"served": served, "fallbacks": fallbacks, "fenced": fenced}));
+        Ok(Answer { columns: columns.map(String::from).to_vec(), rows: vec![row], tag: "SIMULATE".into(), notices: vec![message] })
+    }
+
+    async fn approve(&self, id: i64, sql: Option<&str>, who: &str) -> Result<Answer, CommandError> {
+        let proposal = self.repository.proposal(id).map_err(|error| CommandError::Unknown(error.to_string()))?;
+        if !matches!(proposal.state, ProposalState::Pending | ProposalState::Failed) {
+            return Err(CommandError::Refused(format!("proposal {id} is already {}", proposal.state.as_str())));
+        }
+        let (_, shadow) = self.shadow(&proposal.shadow)?;
+        let note = if proposal.draft.kind == "fill_column" && sql.is_none() {
+            let adapter = lock(&shadow.adapter).clone().ok_or_else(|| CommandError::Refused("the feed is not running: SHADOW START first".into()))?;
+            let client = connect(&shadow.config.load().url, "understudy fill").await.map_err(failed)?;
+            let rows = adapter.fill(&proposal, &client).await.map_err(failed)?;
+            let note = format!("{rows} rows filled");
+            self.repository.decide(id, ProposalState::Approved, who, &proposal.draft.sql.join(";\n"), &note).map_err(failed)?;
+            note
+        } else {
+            let (feed, _) = shadow.feed().ok_or_else(|| CommandError::Refused("the feed is not running: SHADOW START first".into()))?;
+            feed.approve(&proposal, sql, who).await.map_err(failed)?
+        };
+        self.repository.record(Severity::Info, "schema", &proposal.database, &proposal.shadow, &format!("proposal {id} approved by {who}: {}", proposal.draft.change), json!({"proposal": id}));
+        Ok(tagged("APPROVE", format!("proposal {id} is carried out. {note}")))
+    }
+
+    async fn reject(&self, id: i64, who: &str) -> Result<Answer, CommandError> {
+        let proposal = self.repository.proposal(id).map_err(|error| CommandError::Unknown(error.to_string()))?;
+        if !matches!(proposal.state, ProposalState::Pending | ProposalState::Failed) {
+            return Err(CommandError::Refused(format!("proposal {id} is already {}", proposal.state.as_str())));
+        }
+        let (_, shadow) = self.shadow(&proposal.shadow)?;
+        match shadow.feed() {
+            Some((feed, _)) => feed.reject(&proposal, who).await.map_err(failed)?,
+            None => self.repository.decide(id, ProposalState::Rejected, who, "", "").map_err(failed)?,
+        }
+        Ok(tagged("REJECT", format!("proposal {id} is rejected. {}", proposal.draft.if_rejected)))
+    }
+
+    fn switch(&self, managed: &Arc<Managed>, shadow: &Arc<ManagedShadow>, to_shadow: bool) -> Result<Switch, CommandError> {
+        let (forward, backward) = (Direction::Forward, Direction::Reverse);
+        let (kind, from, to, direction, opposite) = match to_shadow {
+            true => ("cutover", managed.source(), shadow.route.target.clone(), forward, backward),
+            false => ("rollback", shadow.route.target.clone(), managed.source(), backward, forward),
+        };
+        let feed = shadow.feed().filter(|(_, flows)| *flows == direction).map(|(feed, _)| feed);
+        let feed = feed.ok_or_else(|| CommandError::Refused(format!("there is no feed from {} to {}: SHOW FEED", from.name, to.name)))?;
+        let (publish_to, start_to, report_to) = (managed.clone(), (managed.clone(), shadow.clone(), self.repository.clone()), managed.clone());
+        Ok(Switch {
+            kind,
+            database: managed.database.clone(),
+            repository: self.repository.clone(),
+            shadow: shadow.name(),
+            from,
+            to,
+            next: if to_shadow { Owner::Shadow(shadow.name()) } else { Owner::Source },
+            feed,
+            feed_spec: managed.feed_spec(shadow, direction),
+            opposite: managed.feed_spec(shadow, opposite),
+            publish: Box::new(move |owner, epoch, standby| publish_to.route_to(owner, epoch, standby)),
+            start_opposite: Box::new(move |marker| {
+                let (managed, shadow, repository) = &start_to;
+                managed.start_feed(shadow, opposite, Start::AfterMarker(marker), repository);
+            }),
+            report: Box::new(move |state: CutoverState| *lock(&report_to.cutover) = Some(state)),
+        })
+    }
+
+    async fn cutover(&self, name: &str, dry_run: bool) -> Result<Answer, CommandError> {
+        let (managed, shadow) = self.shadow(name)?;
+        if managed.database.route.load().owner == shadow.route.target {
+            return Err(CommandError::Refused(format!("{name} already owns the writes of {}", managed.database.name)));
+        }
+        if managed.database.route.load().owner.name != "source" {
+            return Err(CommandError::Refused(format!("another shadow owns the writes of {}: ROLLBACK {} first", managed.database.name, managed.database.name)));
+        }
+        self.change_owner(managed, shadow, true, dry_run).await
+    }
+
+    async fn rollback(&self, name: &str) -> Result<Answer, CommandError> {
+        let managed = self.database(name)?;
+        let owner = managed.database.route.load().owner.clone();
+        let Some(shadow) = managed.shadows.iter().find(|shadow| shadow.route.target == owner) else {
+            return Err(CommandError::Refused(format!("the source owns the writes of {name}: there is nothing to roll back")));
+        };
+        self.change_owner(managed, shadow, false, false).await
+    }
+
+    async fn change_owner(&self, managed: &Arc<Managed>, shadow: &Arc<ManagedShadow>, to_shadow: bool, dry_run: bool) -> Result<Answer, CommandError> {
+        let _turn = managed.switching.try_lock().map_err(|_| CommandError::Refused("a cutover or rollback is already running: SHOW CUTOVER".into()))?;
+        if managed.paused.load(Ordering::SeqCst) {
+            return Err(CommandError::Refused(format!("{} is paused: RESUME {} first", managed.database.name, managed.database.name)));
+        }
+        let switch = self.switch(managed, shadow, to_shadow)?;
+        if dry_run {
+            let obstacles = switch.obstacles().await;
+            let steps = crate::cutover::step::Step::ALL.iter().map(|step| vec![json!(step.name()), json!(step.describe())]);
+            let answer = Answer { columns: vec!["step".into(), "what it does".into()], rows: steps.collect(), tag: "CUTOVER".into(), notices: vec!["nothing stands in the way".into()] };
+            return if obstacles.is_empty() { Ok(answer) } else { Err(CommandError::Refused(format!("{} is not possible now: {}", switch.kind, obstacles.join("; ")))) };
+        }
+        // Shadow work on the next owner ends before it takes writes; serving ends with the change of owner.
+        let route = &shadow.route;
+        let knobs = (route.sample_reads.get(), route.serve_reads.get(), route.rehearse.load(Ordering::SeqCst));
+        route.rehearse.store(false, Ordering::SeqCst);
+        route.sample_reads.set(0.0);
+        let outcome = switch.run().await;
+        match &outcome {
+            Err(CutoverError::Refused(_) | CutoverError::Undone { .. }) => {
+                route.sample_reads.set(knobs.0);
+                route.serve_reads.set(knobs.1);
+                route.rehearse.store(knobs.2, Ordering::SeqCst);
+            }
+            Ok(_) | Err(CutoverError::Unfinished { .. }) => {
+                // after a rollback the shadow serves nothing until told to; copies go on as configured
+                route.serve_reads.set(0.0);
+                *lock(&shadow.ladder) = Ladder::Idle;
+                let config = shadow.config.load();
+                route.sample_reads.set(config.sample_reads);
+                route.rehearse.store(config.mirror_writes == crate::config::MirrorWrites::Rehearse, Ordering::SeqCst);
+            }
+        }
+        let state = outcome.map_err(|error| match error {
+            CutoverError::Refused(reason) => CommandError::Refused(reason),
+            error => CommandError::Failed(error.to_string()),
+        })?;
+        let mut rows: Vec<_> = state.steps.iter().map(|(step, ms)| vec![json!(step), json!((ms * 10.0).round() / 10.0)]).collect();
+        rows.push(vec![json!("pause"), json!((state.pause_ms * 10.0).round() / 10.0)]);
+        let notice = format!("{} owns the writes of {} now; clients waited {:.0} ms", state.to, managed.database.name, state.pause_ms);
+        Ok(Answer { columns: vec!["step".into(), "ms".into()], rows, tag: state.kind.to_uppercase(), notices: vec![notice] })
+    }
+
+    async fn verify(&self, name: &str, table: Option<String>, repair: bool, who: &str) -> Result<Answer, CommandError> {
+        let (managed, shadow) = self.shadow(name)?;
+        let _turn = shadow.busy.try_lock().map_err(|_| CommandError::Refused(format!("another simulation or verification of {name} is running")))?;
+        let (feed, direction) = shadow.feed().ok_or_else(|| CommandError::Refused(format!("shadow {name} has no feed: SHADOW START {name} first")))?;
+        let spec = managed.feed_spec(shadow, direction);
+        let options = validate::Options { tables: table.map(|table| vec![table]), repair, ..validate::Options::default() };
+        let progress = validate::Progress::default();
+        let report = validate::verify(&spec.from, &spec.to, Some(&FeedFollower(feed)), &options, &progress).await.map_err(failed)?;
+        let columns = ["table", "rows", "differences", "seconds", "examples"].map(String::from).to_vec();
+        let describe = |table: &validate::TableReport| {
+            let examples = table.examples.iter().map(|difference| difference.to_string()).collect::<Vec<_>>().join("; ");
+            table.skipped.clone().map_or(examples.clone(), |skipped| format!("skipped: {skipped} {examples}"))
+        };
+        let mut rows: Vec<_> = report
+            .tables
+            .iter()
+            .map(|table| vec![json!(format!("{}.{}", table.schema, table.name)), json!(table.rows), json!(table.differences), json!(table.seconds), json!(describe(table))])
+            .collect();
+        rows.push(vec![json!("total"), json!(report.rows), json!(report.differences), json!(report.seconds), json!(format!("at {}", report.lsn))]);
+        let what = format!("{} rows of {} tables compared at {}", report.rows, report.tables.len(), report.lsn);
+        let data = json!({"rows": report.rows, "tables": report.tables.len(), "differences": report.differences, "seconds": report.seconds, "pause_ms": report.pause_ms});
+        if report.differences == 0 {
+            let message = format!("{name} and the owner are equal: {what}");
+            self.repository.record(Severity::Info, "validate", &managed.database.name, name, &message, data);
+            return Ok(Answer { columns, rows, tag: "VERIFY".into(), notices: vec![message] });
+        }
+        let details: Vec<_> = report.tables.iter().filter(|table| table.differences > 0).map(|table| format!("{}.{}: {} ({})", table.schema, table.name, table.differences, describe(table))).collect();
+        let repaired = if repair { format!(" They were repaired, as {who} asked: VERIFY {name} again") } else { format!(" To write the owner's rows over them: VERIFY {name} REPAIR") };
+        let message = format!("{} differences between {name} and the owner: {}. {what}.{repaired}", report.differences, details.join("; "));
+        self.repository.record(Severity::Alert, "validate", &managed.database.name, name, &message, data);
+        Err(CommandError::Refused(message))
+    }
+}
+
+/// The feed as the validator sees it.
+struct FeedFollower(cdc::Feed);
+
+#[async_trait::async_trait]
+impl validate::Follower for FeedFollower {
+    type Hold = cdc::HoldGuard;
+
+    async fn hold_at(&self, lsn: crate::lsn::Lsn, timeout: Duration) -> Result<Self::Hold, String> {
+        self.0.hold_at(lsn, timeout).await.map_err(|error| error.to_string())
+    }
+}

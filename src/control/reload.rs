@@ -1,0 +1,177 @@
+//! `SET`, `RELOAD`, and the watch on proxy.toml. A wrong edit is refused whole and the running settings stay.
+
+use super::{
+    Controller,
+    managed::{ManagedShadow, lock},
+};
+use crate::{
+    config::{self, Config, FeedKind, MirrorWrites, ShadowConfig},
+    console::{Answer, CommandError},
+    metadata::Severity,
+};
+use serde_json::json;
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, SystemTime},
+};
+
+/// How often the file's modification time is looked at.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+const KNOBS: &str = "sample_reads, serve_reads, mirror_writes, revert.window, revert.min_requests, revert.error_rate, revert.mismatch_rate, \
+     revert.latency_ratio, revert.latency_floor, revert.max_lag, shift.steps, shift.hold, adapt.auto_approve";
+
+impl Controller {
+    /// `SET <shadow> <knob> = <value>`: until the next restart or reload.
+    pub(super) fn set(&self, name: &str, knob: &str, value: &str, who: &str) -> Result<Answer, CommandError> {
+        let (managed, shadow) = self.shadow(name)?;
+        // one parser for the file and for SET: the value is put into a file of its own
+        let (section, key) = knob.split_once('.').map_or(("", knob), |(section, key)| (section, key));
+        let known = KNOBS.split(", ").any(|known| known.trim() == knob);
+        if !known {
+            return Err(CommandError::Syntax(format!("\"{knob}\" is not a knob of a shadow; the knobs are {KNOBS}")));
+        }
+        let value = value.trim();
+        let value = match key {
+            "mirror_writes" | "window" | "max_lag" | "latency_floor" | "hold" => format!("\"{}\"", value.replace(['"', '\\'], "")),
+            "steps" => format!("[{}]", value.trim_matches(['[', ']']).replace('%', "")),
+            "min_requests" => value.to_owned(),
+            _ => {
+                let number = value.trim_end_matches('%').trim();
+                if number.contains('.') { number.to_owned() } else { format!("{number}.0") }
+            }
+        };
+        let header = if section.is_empty() { String::new() } else { format!("[database.shadow.{section}]\n") };
+        let text = format!(
+            "[[database]]\nname = \"d\"\nsource = \"postgres://u@source/d\"\n[[database.shadow]]\nname = \"s\"\nurl = \"postgres://u@shadow/d\"\n{header}{key} = {value}\n"
+        );
+        let parsed = config::parse(&text, "SET", &|_| None).map_err(|error| {
+            let reason = error.to_string();
+            CommandError::Syntax(reason.split_once(": ").map_or(reason.clone(), |(_, reason)| reason.to_owned()))
+        })?;
+        let Some(given) = parsed.databases.first().and_then(|database| database.shadows.first()) else {
+            return Err(CommandError::Syntax("the value was not understood".into()));
+        };
+        let mut changed: ShadowConfig = (**shadow.config.load()).clone();
+        match (section, key) {
+            ("", "sample_reads") => changed.sample_reads = given.sample_reads,
+            ("", "serve_reads") => changed.serve_reads = given.serve_reads,
+            ("", "mirror_writes") => changed.mirror_writes = given.mirror_writes,
+            ("revert", "window") => changed.revert.window = given.revert.window,
+            ("revert", "min_requests") => changed.revert.min_requests = given.revert.min_requests,
+            ("revert", "error_rate") => changed.revert.error_rate = given.revert.error_rate,
+            ("revert", "mismatch_rate") => changed.revert.mismatch_rate = given.revert.mismatch_rate,
+            ("revert", "latency_ratio") => changed.revert.latency_ratio = given.revert.latency_ratio,
+            ("revert", "latency_floor") => changed.revert.latency_floor = given.revert.latency_floor,
+            ("revert", "max_lag") => changed.revert.max_lag = given.revert.max_lag,
+            ("shift", "steps") => changed.shift.steps.clone_from(&given.shift.steps),
+            ("shift", "hold") => changed.shift.hold = given.shift.hold,
+            (_, _) => changed.adapt.auto_approve = given.adapt.auto_approve,
+        }
+        if managed.database.route.load().owner == shadow.route.target && section.is_empty() {
+            return Err(CommandError::Refused(format!("{name} owns the writes of {}: it takes no copies and serves everything", managed.database.name)));
+        }
+        if key == "serve_reads" && changed.serve_reads > 0.0 && !shadow.route.in_step.load(Ordering::SeqCst) {
+            return Err(CommandError::Refused(format!("shadow {name} is not in step with the source: SHOW FEED says why")));
+        }
+        shadow.apply(&changed, section.is_empty().then_some(key));
+        let message = format!("{knob} of {name} set to {} by {who}, until the next restart or reload", value.trim_matches('"'));
+        self.repository.record(Severity::Info, "config", &managed.database.name, name, &message, json!({}));
+        Ok(Answer { tag: "SET".into(), notices: vec![message], ..Answer::default() })
+    }
+
+    /// `RELOAD`
+    pub(super) fn reload(&self) -> Result<Answer, CommandError> {
+        match config::load(&self.config_path) {
+            Ok(config) => {
+                let notices = self.adopt(config).map_err(CommandError::Refused)?;
+                Ok(Answer { tag: "RELOAD".into(), notices, ..Answer::default() })
+            }
+            Err(error) => Err(CommandError::Refused(format!("{error}. The running settings stay"))),
+        }
+    }
+
+    /// Takes over what can change in a running process; the rest is refused whole.
+    fn adopt(&self, config: Config) -> Result<Vec<String>, String> {
+        let running = self.config.load();
+        let mut fixed = Vec::new();
+        let (old, new) = (&running.proxy, &config.proxy);
+        if (old.listen, old.http, &old.metadata, old.shadow_memory_bytes_max) != (new.listen, new.http, &new.metadata, new.shadow_memory_bytes_max) {
+            fixed.push("listen, http, metadata and shadow_memory of [proxy]".to_owned());
+        }
+        let names = |config: &Config| -> Vec<(String, Vec<String>)> {
+            config.databases.iter().map(|database| (database.name.clone(), database.shadows.iter().map(|shadow| shadow.name.clone()).collect())).collect()
+        };
+        if names(&running) != names(&config) {
+            fixed.push("the list of databases and shadows".to_owned());
+        } else {
+            for (old, new) in running.databases.iter().zip(&config.databases) {
+                let urls = |database: &config::DatabaseConfig| {
+                    let shadows: Vec<_> = database.shadows.iter().map(|shadow| (shadow.url.clone(), shadow.feed, shadow.hedge_after)).collect();
+                    (database.source.clone(), shadows)
+                };
+                if urls(old) != urls(new) {
+                    fixed.push(format!("urls, feed and hedge_after of {}", old.name));
+                }
+            }
+        }
+        if !fixed.is_empty() {
+            return Err(format!("{} cannot change in a running process: undo that edit, or restart. The running settings stay", fixed.join("; ")));
+        }
+        for (managed, database) in self.databases.iter().zip(&config.databases) {
+            managed.database.set_users(database.users.clone());
+            managed.config.store(Arc::new(database.clone()));
+            for (shadow, new) in managed.shadows.iter().zip(&database.shadows) {
+                shadow.apply(new, None);
+            }
+        }
+        self.door.set_limits(crate::session::Limits { clients_max: config.proxy.max_clients });
+        self.config.store(Arc::new(config));
+        let message = format!("{} reloaded", self.config_path.display());
+        self.repository.record(Severity::Info, "config", "", "", &message, json!({}));
+        Ok(vec![message])
+    }
+
+    /// Looks at the file's modification time and reloads after an edit.
+    pub(super) async fn watch_file(self: Arc<Self>) {
+        let modified = |path: &std::path::Path| -> Option<SystemTime> { std::fs::metadata(path).ok()?.modified().ok() };
+        let mut known = modified(&self.config_path);
+        loop {
+            tokio::time::sleep(WATCH_INTERVAL).await;
+            let now = modified(&self.config_path);
+            if now == known || now.is_none() {
+                continue;
+            }
+            known = now;
+            if let Err(error) = self.reload() {
+                self.repository.record(Severity::Alert, "config", "", "", &format!("an edit of the configuration was refused: {error}"), json!({}));
+            }
+        }
+    }
+}
+
+impl ManagedShadow {
+    /// Takes new settings over. `only`: the single knob of the shadow itself that was SET; `None`: those that differ from
+    /// the settings before, so that a reload does not undo what a ladder or a revert has done to others.
+    fn apply(&self, new: &ShadowConfig, only: Option<&str>) {
+        let old = self.config.load_full();
+        let wanted = |knob: &str, differs: bool| only.map_or(differs, |only| only == knob);
+        if wanted("sample_reads", old.sample_reads != new.sample_reads) {
+            self.route.sample_reads.set(new.sample_reads);
+        }
+        if wanted("serve_reads", old.serve_reads != new.serve_reads) {
+            self.route.observations.forget(new.revert.window);
+            self.route.serve_reads.set(new.serve_reads);
+            *lock(&self.ladder) = crate::traffic::ladder::Ladder::Idle;
+        }
+        if wanted("mirror_writes", old.mirror_writes != new.mirror_writes) {
+            let rehearse = new.mirror_writes == MirrorWrites::Rehearse && new.feed == FeedKind::Cdc;
+            self.route.rehearse.store(rehearse, Ordering::SeqCst);
+        }
+        if old.revert.window != new.revert.window {
+            self.route.observations.forget(new.revert.window);
+        }
+        self.auto_approve.store(Arc::new(new.adapt.auto_approve));
+        self.config.store(Arc::new(new.clone()));
+    }
+}

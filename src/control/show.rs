@@ -1,0 +1,339 @@
+//! The tables of `SHOW`.
+
+use super::{Controller, managed::lock, state::{database_state, feed_state}};
+use crate::{
+    console::{Answer, CommandError, command::Topic},
+    monitor::LatencySummary,
+};
+use serde_json::{Value, json};
+use std::sync::atomic::Ordering;
+
+/// Events shown.
+const EVENTS_MAX: usize = 100;
+
+fn table(columns: &[&str], rows: Vec<Vec<Value>>) -> Answer {
+    Answer { columns: columns.iter().map(|name| (*name).to_owned()).collect(), rows, tag: "SHOW".into(), notices: Vec::new() }
+}
+
+fn latency(summary: &LatencySummary) -> [Value; 6] {
+    let ms = |micros: u64| json!(micros as f64 / 1000.0);
+    [json!(summary.count), ms(summary.p50_us), ms(summary.p90_us), ms(summary.p99_us), ms(summary.p999_us), ms(summary.max_us)]
+}
+
+fn row(values: impl IntoIterator<Item = Value>) -> Vec<Value> {
+    values.into_iter().collect()
+}
+
+impl Controller {
+    pub(super) async fn show(&self, topic: Topic) -> Result<Answer, CommandError> {
+        Ok(match topic {
+            Topic::Version => table(&["version"], vec![vec![json!(format!("understudy {}", env!("CARGO_PKG_VERSION")))]]),
+            Topic::Config => self.show_config(),
+            Topic::Databases => self.show_databases(),
+            Topic::Shadows => self.show_shadows(),
+            Topic::Clients => self.show_clients(),
+            Topic::Servers => self.show_servers().await,
+            Topic::Pools => self.show_pools(),
+            Topic::Stats => self.show_stats(),
+            Topic::Routes => self.show_routes(),
+            Topic::Latency => self.show_latency(),
+            Topic::LatencyByQuery => self.show_latency_by_query(),
+            Topic::Mismatches => self.show_mismatches(),
+            Topic::Feed => self.show_feed(),
+            Topic::Schema | Topic::Drift => self.show_drift(topic == Topic::Drift).await?,
+            Topic::Proposals => self.show_proposals()?,
+            Topic::Events => self.show_events(false)?,
+            Topic::Alerts => self.show_events(true)?,
+            Topic::Cutover => self.show_cutover(),
+            Topic::Help => crate::console::help(),
+        })
+    }
+
+    fn show_config(&self) -> Answer {
+        let config = self.config.load();
+        let mut rows = vec![
+            vec![json!("file"), json!(self.config_path.display().to_string())],
+            vec![json!("proxy.listen"), json!(config.proxy.listen.to_string())],
+            vec![json!("proxy.http"), json!(config.proxy.http.map(|address| address.to_string()))],
+            vec![json!("proxy.metadata"), json!(format!("sqlite:{}", config.proxy.metadata.display()))],
+            vec![json!("proxy.max_clients"), json!(config.proxy.max_clients)],
+            vec![json!("proxy.shadow_memory"), json!(config.proxy.shadow_memory_bytes_max)],
+        ];
+        for managed in &self.databases {
+            let database = managed.config.load();
+            rows.push(vec![json!(format!("{}.source", database.name)), json!(database.source.to_string())]);
+            for shadow in &managed.shadows {
+                let config = shadow.config.load();
+                let key = |knob: &str| json!(format!("{}.{}.{knob}", database.name, config.name));
+                rows.push(vec![key("url"), json!(config.url.to_string())]);
+                rows.push(vec![key("feed"), json!(config.feed)]);
+                rows.push(vec![key("mirror_writes"), json!(if shadow.route.rehearse.load(Ordering::SeqCst) { "rehearse" } else { "off" })]);
+                rows.push(vec![key("sample_reads"), json!(shadow.route.sample_reads.get())]);
+                rows.push(vec![key("serve_reads"), json!(shadow.route.serve_reads.get())]);
+                rows.push(vec![key("revert"), json!(config.revert)]);
+                rows.push(vec![key("shift"), json!(config.shift)]);
+                rows.push(vec![key("adapt"), json!(config.adapt)]);
+            }
+        }
+        table(&["setting", "value"], rows)
+    }
+
+    fn show_databases(&self) -> Answer {
+        let rows = self.databases.iter().map(|managed| {
+            let state = database_state(managed);
+            row([json!(state.name), json!(state.owner), json!(state.epoch), json!(state.source_url), json!(state.shadows.len()), json!(state.clients), json!(state.held)])
+        });
+        table(&["database", "owner", "epoch", "source", "shadows", "clients", "held"], rows.collect())
+    }
+
+    fn show_shadows(&self) -> Answer {
+        let mut rows = Vec::new();
+        for managed in &self.databases {
+            let state = database_state(managed);
+            for shadow in state.shadows {
+                rows.push(row([
+                    json!(state.name),
+                    json!(shadow.name),
+                    json!(shadow.url),
+                    json!(shadow.health),
+                    json!(shadow.feed.state),
+                    json!(shadow.feed.lag_ms.now),
+                    json!(shadow.sample_reads),
+                    json!(shadow.serve_reads),
+                    json!(shadow.mirror_writes),
+                    json!(shadow.shift),
+                    json!(shadow.revert.map(|revert| revert.reason)),
+                ]));
+            }
+        }
+        table(
+            &["database", "shadow", "url", "health", "feed", "lag_ms", "sample_reads", "serve_reads", "mirror_writes", "shift", "last_revert"],
+            rows,
+        )
+    }
+
+    fn show_clients(&self) -> Answer {
+        let mut rows = Vec::new();
+        for managed in &self.databases {
+            for session in &managed.database.sessions {
+                let pins = lock(&session.pins).join(", ");
+                let error = lock(&session.attach_error).clone();
+                rows.push(row([
+                    json!(session.id),
+                    json!(managed.database.name),
+                    json!(session.user),
+                    json!(session.peer),
+                    json!(session.application),
+                    json!(session.since.elapsed().as_secs()),
+                    json!(session.requests.load(Ordering::Relaxed)),
+                    json!(session.epoch.load(Ordering::SeqCst)),
+                    json!(pins),
+                    json!(error),
+                ]));
+            }
+        }
+        table(&["id", "database", "user", "peer", "application", "age_s", "requests", "epoch", "pinned_by", "shadow_error"], rows)
+    }
+
+    async fn show_servers(&self) -> Answer {
+        let mut rows = Vec::new();
+        for managed in &self.databases {
+            let mut targets = vec![managed.source()];
+            targets.extend(managed.shadows.iter().map(|shadow| shadow.route.target.clone()));
+            for target in targets {
+                let sample = async {
+                    let client = super::commands::connect(&target.url, "understudy servers").await.map_err(|error| error.to_string())?;
+                    crate::monitor::resources::sample(&client).await.map_err(|error| error.to_string())
+                };
+                let found = tokio::time::timeout(std::time::Duration::from_secs(3), sample).await.unwrap_or_else(|_| Err("no answer within 3 s".into()));
+                let (sample, error) = match found {
+                    Ok(sample) => (json!(sample), Value::Null),
+                    Err(error) => (Value::Null, json!(error)),
+                };
+                rows.push(row([json!(managed.database.name), json!(target.name), json!(target.url.to_string()), sample, error]));
+            }
+        }
+        table(&["database", "server", "url", "resources", "error"], rows)
+    }
+
+    fn show_pools(&self) -> Answer {
+        let rows = self.databases.iter().map(|managed| {
+            let database = &managed.database;
+            row([json!(database.name), json!("session"), json!(database.clients()), json!(database.gate.active()), json!(database.gate.is_closed())])
+        });
+        table(&["database", "mode", "clients", "in_transaction", "held"], rows.collect())
+    }
+
+    fn show_stats(&self) -> Answer {
+        let rows = self.databases.iter().map(|managed| {
+            let state = database_state(managed);
+            let mut values = vec![json!(state.name), json!(state.requests), json!(state.transactions), json!(state.errors)];
+            values.extend(latency(&state.latency));
+            values
+        });
+        table(&["database", "requests", "transactions", "errors", "count", "p50_ms", "p90_ms", "p99_ms", "p999_ms", "max_ms"], rows.collect())
+    }
+
+    fn show_routes(&self) -> Answer {
+        let mut rows = Vec::new();
+        for managed in &self.databases {
+            let route = managed.database.route.load();
+            let served: f64 = route.shadows.iter().map(|shadow| shadow.serve_reads.get()).sum();
+            rows.push(row([json!(managed.database.name), json!(route.owner.name), json!("all"), json!((100.0 - served).max(0.0)), json!(0.0), json!("off")]));
+            for shadow in &route.shadows {
+                let rehearse = if shadow.rehearse.load(Ordering::SeqCst) { "rehearse" } else { "off" };
+                rows.push(row([json!(managed.database.name), json!(shadow.target.name), json!("none"), json!(shadow.serve_reads.get()), json!(shadow.sample_reads.get()), json!(rehearse)]));
+            }
+        }
+        table(&["database", "server", "writes", "reads_percent", "sampled_percent", "mirrored_writes"], rows)
+    }
+
+    fn show_latency(&self) -> Answer {
+        let mut rows = Vec::new();
+        for managed in &self.databases {
+            for shadow in database_state(managed).shadows {
+                for (side, summary) in [("source", &shadow.source_latency), ("shadow", &shadow.shadow_latency)] {
+                    let mut values = vec![json!(managed.database.name), json!(shadow.name), json!(side)];
+                    values.extend(latency(summary));
+                    rows.push(values);
+                }
+            }
+        }
+        table(&["database", "shadow", "side", "count", "p50_ms", "p90_ms", "p99_ms", "p999_ms", "max_ms"], rows)
+    }
+
+    fn show_latency_by_query(&self) -> Answer {
+        let mut rows = Vec::new();
+        for managed in &self.databases {
+            for shadow in database_state(managed).shadows {
+                for query in &shadow.queries {
+                    for (side, summary) in [("source", &query.source), ("shadow", &query.shadow)] {
+                        let mut values = vec![json!(shadow.name), json!(query.fingerprint), json!(side)];
+                        values.extend(latency(summary));
+                        values.push(json!(query.text));
+                        rows.push(values);
+                    }
+                }
+            }
+        }
+        table(&["shadow", "fingerprint", "side", "count", "p50_ms", "p90_ms", "p99_ms", "p999_ms", "max_ms", "query"], rows)
+    }
+
+    fn show_mismatches(&self) -> Answer {
+        let mut rows = Vec::new();
+        for managed in &self.databases {
+            for shadow in database_state(managed).shadows {
+                let lists = [("comparison", &shadow.compare.reasons), ("rehearsal", &shadow.rehearsal.undecided), ("left out", &shadow.rehearsal.left_out)];
+                for (kind, reasons) in lists {
+                    rows.extend(reasons.iter().map(|(reason, number)| row([json!(shadow.name), json!(kind), json!(number), json!(reason)])));
+                }
+                for (kind, examples) in [("example of a comparison", &shadow.compare.examples), ("example of a rehearsal", &shadow.rehearsal.examples)] {
+                    rows.extend(examples.iter().map(|example| row([json!(shadow.name), json!(kind), Value::Null, json!(example)])));
+                }
+            }
+        }
+        table(&["shadow", "kind", "number", "what"], rows)
+    }
+
+    fn show_feed(&self) -> Answer {
+        let mut rows = Vec::new();
+        for managed in &self.databases {
+            for shadow in &managed.shadows {
+                let feed = feed_state(shadow);
+                rows.push(row([
+                    json!(managed.database.name),
+                    json!(shadow.name()),
+                    json!(feed.direction),
+                    json!(feed.state),
+                    json!(feed.applied_lsn.to_string()),
+                    json!(feed.received_lsn.to_string()),
+                    json!(feed.lag_ms.now),
+                    json!(feed.transactions),
+                    json!(feed.changes),
+                    json!(feed.copy.rows),
+                    json!(feed.copy.rows_estimated),
+                    json!(feed.copy.bytes),
+                    json!(feed.copy.seconds_left),
+                    json!(feed.held_tables.join(", ")),
+                    json!(feed.findings),
+                    json!(feed.finding_examples.join("; ")),
+                ]));
+            }
+        }
+        let columns = [
+            "database", "shadow", "direction", "state", "applied_lsn", "received_lsn", "lag_ms", "transactions", "changes", "copied_rows",
+            "rows_estimated", "copied_bytes", "copy_seconds_left", "held_tables", "findings", "finding_examples",
+        ];
+        table(&columns, rows)
+    }
+
+    async fn show_drift(&self, only_differences: bool) -> Result<Answer, CommandError> {
+        let failed = |error: String| CommandError::Failed(error);
+        let mut rows = Vec::new();
+        for managed in &self.databases {
+            for shadow in &managed.shadows {
+                let adapter = lock(&shadow.adapter).clone();
+                let Some(adapter) = adapter else {
+                    rows.push(row([json!(shadow.name()), Value::Null, Value::Null, Value::Null, json!("not started: SHADOW START")]));
+                    continue;
+                };
+                let source = super::commands::connect(&managed.config.load().source, "understudy drift").await.map_err(|error| failed(error.to_string()))?;
+                let target = super::commands::connect(&shadow.config.load().url, "understudy drift").await.map_err(|error| failed(error.to_string()))?;
+                for found in adapter.drift(&source, &target).await.map_err(|error| failed(error.to_string()))? {
+                    let found = serde_json::to_value(found).unwrap_or_default();
+                    let field = |name: &str| found.get(name).cloned().unwrap_or(Value::Null);
+                    rows.push(row([json!(shadow.name()), field("object"), field("source"), field("shadow"), field("note")]));
+                }
+            }
+        }
+        if !only_differences && rows.is_empty() {
+            rows.push(row([Value::Null, json!("all"), Value::Null, Value::Null, json!("source and shadow have the same schema")]));
+        }
+        Ok(table(&["shadow", "object", "source", "shadow_has", "note"], rows))
+    }
+
+    fn show_proposals(&self) -> Result<Answer, CommandError> {
+        let proposals = self.repository.proposals(None).map_err(|error| CommandError::Failed(error.to_string()))?;
+        let rows = proposals.into_iter().map(|proposal| {
+            let draft = proposal.draft;
+            row([
+                json!(proposal.id),
+                json!(proposal.shadow),
+                json!(proposal.state.as_str()),
+                json!(draft.object),
+                json!(draft.change),
+                json!((draft.confidence * 1000.0).round() / 1000.0),
+                json!(draft.why),
+                json!(draft.loses_data),
+                json!(draft.holds_table),
+                json!(draft.sql.join("; ")),
+                json!(draft.if_rejected),
+                json!(proposal.decided_by),
+                json!(proposal.note),
+            ])
+        });
+        let columns =
+            ["id", "shadow", "state", "object", "change", "confidence", "why", "loses_data", "holds_table", "sql", "if_rejected", "decided_by", "note"];
+        Ok(table(&columns, rows.collect()))
+    }
+
+    fn show_events(&self, alerts_only: bool) -> Result<Answer, CommandError> {
+        let events = self.repository.events(0, EVENTS_MAX, alerts_only).map_err(|error| CommandError::Failed(error.to_string()))?;
+        let rows = events.into_iter().map(|event| {
+            row([json!(event.id), json!(event.at_ms), json!(event.severity), json!(event.component), json!(event.database), json!(event.shadow), json!(event.message), event.data])
+        });
+        Ok(table(&["id", "at_ms", "severity", "component", "database", "shadow", "message", "data"], rows.collect()))
+    }
+
+    fn show_cutover(&self) -> Answer {
+        let mut rows = Vec::new();
+        for managed in &self.databases {
+            if let Some(state) = lock(&managed.cutover).clone() {
+                for (step, ms) in &state.steps {
+                    rows.push(row([json!(managed.database.name), json!(state.kind), json!(state.from), json!(state.to), json!(step), json!(ms), json!(state.state), json!(state.pause_ms)]));
+                }
+            }
+        }
+        table(&["database", "kind", "from", "to", "step", "ms", "state", "pause_ms"], rows)
+    }
+}

@@ -1,0 +1,280 @@
+//! `understudy run`: from proxy.toml to a serving process, and back.
+
+use super::{
+    Controller, Managed,
+    managed::{ManagedShadow, lock},
+    operator::Handle,
+    watch,
+};
+use crate::{
+    cdc::{Direction, Start},
+    config::{self, Config, ConfigError, DatabaseConfig},
+    console,
+    cutover::recover::{self, Unfinished},
+    metadata::{MetadataError, Owner, Repository, Severity},
+    session::{FrontDoor, Limits},
+    sql::CatalogFacts,
+    traffic::copies::ByteBudget,
+};
+use arc_swap::ArcSwap;
+use serde_json::json;
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
+use tokio::{net::TcpListener, sync::Notify, task::JoinSet};
+
+/// Sessions get this long to end their transactions at shutdown.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The process could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration is wrong.
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    /// A port could not be taken.
+    #[error("cannot listen on {address}: {source}. Stop whoever uses that port, or change `{key}` in the configuration")]
+    Listen {
+        /// As configured.
+        address: SocketAddr,
+        /// `listen` or `http`
+        key: &'static str,
+        /// From the operating system.
+        source: std::io::Error,
+    },
+    /// A server could not be reached.
+    #[error("cannot connect to {which} of database {database} at {url}: {reason}. Check the url, the server and its pg_hba.conf; `understudy check` says more")]
+    Server {
+        /// `the source`, or the shadow that owns the writes.
+        which: String,
+        /// Name.
+        database: String,
+        /// Without the password.
+        url: String,
+        /// From the server or the operating system.
+        reason: String,
+    },
+    /// The metadata repository.
+    #[error("{0}")]
+    Metadata(#[from] MetadataError),
+    /// A cutover that a crash interrupted could not be finished or taken back.
+    #[error("a cutover of {database} was interrupted and could not be finished or taken back: {reason}. Both servers must be reachable; then start understudy again")]
+    Recovery {
+        /// Name.
+        database: String,
+        /// Why.
+        reason: String,
+    },
+    /// The configuration no longer names the owner.
+    #[error("shadow {shadow} owns the writes of {database} since a cutover, but the configuration does not name it: put it back, or make it the source")]
+    OwnerMissing {
+        /// Name.
+        database: String,
+        /// Name.
+        shadow: String,
+    },
+}
+
+/// Runs until SHUTDOWN, SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`StartError`]
+pub async fn run(path: &Path) -> Result<(), StartError> {
+    let config = config::load(path)?;
+    let listener = listen(config.proxy.listen, "listen").await?;
+    let http = match config.proxy.http {
+        Some(address) => Some(listen(address, "http").await?),
+        None => None,
+    };
+    let repository = Repository::open(&config.proxy.metadata)?;
+    let budget = ByteBudget::new(config.proxy.shadow_memory_bytes_max);
+    let mut databases = Vec::new();
+    let mut recoveries = Vec::new();
+    for database in &config.databases {
+        let (managed, recovery) = open(database, &repository, &budget).await?;
+        databases.push(managed);
+        recoveries.push(recovery);
+    }
+    let handle: Arc<OnceLock<Arc<Controller>>> = Arc::new(OnceLock::new());
+    let door = front_door(&config, &databases, &handle);
+    let controller = Arc::new(Controller {
+        config_path: path.to_owned(),
+        repository,
+        databases,
+        door: door.clone(),
+        budget,
+        started: Instant::now(),
+        shutdown: Notify::new(),
+        faults_allowed: std::env::var("UNDERSTUDY_FAULT").is_ok_and(|fault| fault == "lose-change"),
+        config: ArcSwap::from_pointee(config),
+    });
+    let _ = handle.set(controller.clone());
+    for (managed, recovery) in controller.databases.iter().zip(recoveries) {
+        resume(&controller, managed, recovery)?;
+    }
+    let mut tasks = JoinSet::new();
+    watch::spawn_all(&controller, &mut tasks);
+    tasks.spawn(controller.clone().watch_file());
+    let stop_http = Arc::new(Notify::new());
+    if let Some(http) = http {
+        let (operator, stop) = (Arc::new(Handle(controller.clone())), stop_http.clone());
+        tasks.spawn(async move { console::http::serve_http(http, operator, async move { stop.notified().await }).await });
+    }
+    tasks.spawn(door.clone().listen(listener));
+    let config = controller.config.load();
+    tracing::info!(listen = %config.proxy.listen, http = ?config.proxy.http, databases = controller.databases.len(), "understudy is ready");
+    drop(config);
+    wait_for_the_end(&controller).await;
+    tracing::info!("shutting down: no new clients; sessions end when their transaction has ended");
+    door.close();
+    let deadline = Instant::now() + DRAIN_TIMEOUT;
+    while door.connected() > 0 && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for managed in &controller.databases {
+        for shadow in &managed.shadows {
+            let feed = lock(&shadow.feed).take();
+            if let Some((feed, _)) = feed {
+                feed.stop().await;
+            }
+        }
+    }
+    stop_http.notify_waiters();
+    tasks.abort_all();
+    Ok(())
+}
+
+async fn listen(address: SocketAddr, key: &'static str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, key, source })
+}
+
+fn front_door(config: &Config, databases: &[Arc<Managed>], handle: &Arc<OnceLock<Arc<Controller>>>) -> Arc<FrontDoor> {
+    let by_name: HashMap<_, _> = databases.iter().map(|managed| (managed.database.name.clone(), managed.database.clone())).collect();
+    let (handle, user) = (handle.clone(), config.proxy.console.clone());
+    let console = Box::new(move |stream, peer| -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
+        let (handle, user) = (handle.clone(), user.clone());
+        Box::pin(async move {
+            if let Some(controller) = handle.get() {
+                console::server::serve(stream, peer, Arc::new(Handle(controller.clone())), user).await;
+            }
+        })
+    });
+    FrontDoor::new(by_name, Limits { clients_max: config.proxy.max_clients }, console)
+}
+
+async fn wait_for_the_end(controller: &Controller) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        controller.shutdown.notified().await;
+        return;
+    };
+    tokio::select! {
+        () = controller.shutdown.notified() => {}
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// What [`resume`] has to do for a database.
+enum Recovery {
+    Nothing,
+    StartOpposite { run: i64, shadow: String, to_shadow: bool, marker: Option<String> },
+}
+
+/// Connects to the owner of a database; finishes or takes back an interrupted cutover first.
+async fn open(config: &DatabaseConfig, repository: &Repository, budget: &Arc<ByteBudget>) -> Result<(Arc<Managed>, Recovery), StartError> {
+    let stored = repository.ownership(&config.name)?;
+    let owner_url = match &stored.owner {
+        Owner::Source => &config.source,
+        Owner::Shadow(name) => match config.shadows.iter().find(|shadow| shadow.name == *name) {
+            Some(shadow) => &shadow.url,
+            None => return Err(StartError::OwnerMissing { database: config.name.clone(), shadow: name.clone() }),
+        },
+    };
+    let unreachable = |reason: String| StartError::Server {
+        which: match &stored.owner {
+            Owner::Source => "the source".into(),
+            Owner::Shadow(name) => format!("the owner {name}"),
+        },
+        database: config.name.clone(),
+        url: owner_url.to_string(),
+        reason,
+    };
+    let client = super::commands::connect(owner_url, "understudy start").await.map_err(|error| unreachable(reason(&error)))?;
+    let facts = CatalogFacts::load(&client).await.map_err(|error| unreachable(reason(&error)))?;
+    let managed = Managed::new(config, facts, &stored.owner, stored.epoch, budget);
+    let recovery = recover_cutover(&managed, repository).await.map_err(|reason| StartError::Recovery { database: config.name.clone(), reason })?;
+    Ok((managed, recovery))
+}
+
+/// The server's words, with the cause where the library hides it.
+fn reason(error: &tokio_postgres::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+async fn recover_cutover(managed: &Arc<Managed>, repository: &Repository) -> Result<Recovery, String> {
+    let name = &managed.database.name;
+    let find = |wanted: &str| -> Result<&Arc<ManagedShadow>, String> {
+        managed.shadows.iter().find(|shadow| shadow.name() == wanted).ok_or_else(|| format!("shadow {wanted} is not in the configuration"))
+    };
+    let sides = |shadow: &ManagedShadow, from_source: bool| {
+        let (source, target) = (managed.source(), shadow.route.target.clone());
+        let (forward, reverse) = (managed.feed_spec(shadow, Direction::Forward), managed.feed_spec(shadow, Direction::Reverse));
+        if from_source { (source, target, forward, reverse) } else { (target, source, reverse, forward) }
+    };
+    match recover::judge(&repository.last_run(name).map_err(|error| error.to_string())?) {
+        Unfinished::No => Ok(Recovery::Nothing),
+        Unfinished::TakeBack { run, shadow, from_source } => {
+            let (from, to, _, opposite) = sides(find(&shadow)?, from_source);
+            recover::take_back(repository, name, run, &from, &to, &opposite).await?;
+            let message = format!("an interrupted cutover was taken back: {} owns the writes of {name}", from.name);
+            repository.record(Severity::Warning, "cutover", name, &shadow, &message, json!({"run": run}));
+            Ok(Recovery::Nothing)
+        }
+        Unfinished::Finish { run, shadow, from_source, marker, opposite_started } => {
+            let (from, to, feed, _) = sides(find(&shadow)?, from_source);
+            recover::finish(repository, name, run, &from, &feed).await?;
+            let message = format!("an interrupted cutover was finished: {} owns the writes of {name}", to.name);
+            repository.record(Severity::Warning, "cutover", name, &shadow, &message, json!({"run": run}));
+            // a feed that had been started may have stored its progress already: it resumes from there
+            Ok(Recovery::StartOpposite { run, shadow, to_shadow: from_source, marker: (!opposite_started).then_some(marker) })
+        }
+    }
+}
+
+/// Goes on with the feeds that an operator had started.
+fn resume(controller: &Arc<Controller>, managed: &Arc<Managed>, recovery: Recovery) -> Result<(), StartError> {
+    let owner = managed.database.route.load().owner.clone();
+    let name = &managed.database.name;
+    let mut recovered = None;
+    if let Recovery::StartOpposite { run, shadow, to_shadow, marker } = recovery {
+        let direction = if to_shadow { Direction::Reverse } else { Direction::Forward };
+        let start = marker.map_or(Start::Resume, Start::AfterMarker);
+        if let Some(shadow) = managed.shadows.iter().find(|found| found.name() == shadow) {
+            managed.start_feed(shadow, direction, start, &controller.repository);
+        }
+        recover::journal(&controller.repository, name, run, "done").map_err(|reason| StartError::Recovery { database: name.clone(), reason })?;
+        recovered = Some(shadow);
+    }
+    for shadow in &managed.shadows {
+        let started = controller.repository.is_started(name, &shadow.name())?;
+        if !started || recovered.as_deref() == Some(&shadow.name()) {
+            continue;
+        }
+        let direction = if shadow.route.target == owner { Direction::Reverse } else { Direction::Forward };
+        // a copy that was interrupted is started over; a finished one goes on from its stored progress
+        let start = if direction == Direction::Forward && owner.name == "source" && controller.repository.last_run(name)?.is_empty() { Start::Copy } else { Start::Resume };
+        managed.start_feed(shadow, direction, start, &controller.repository);
+    }
+    Ok(())
+}

@@ -1,0 +1,234 @@
+//! Background tasks of a database: ticks of the owner's position, fences of the shadows, the judge and the ladder, drift.
+
+use super::{
+    Controller,
+    managed::{Managed, ManagedShadow, lock},
+};
+use crate::{
+    cdc::Direction,
+    lsn::Lsn,
+    metadata::{ProposalState, Severity},
+    sql::CatalogFacts,
+    traffic::{database::monotonic_ms, judge},
+};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+use tokio::task::JoinSet;
+
+/// How often the owner's position is sampled while a shadow wants it.
+const TICK: Duration = Duration::from_millis(10);
+/// How often the judge looks.
+const JUDGE_INTERVAL: Duration = Duration::from_millis(50);
+/// How often shadows are looked at for changes made behind our back, and volatility facts are refreshed.
+const DRIFT_INTERVAL: Duration = Duration::from_secs(3);
+/// After a failure a task tries again after this time.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Starts the tasks of all databases.
+pub(super) fn spawn_all(controller: &Arc<Controller>, tasks: &mut JoinSet<()>) {
+    for managed in &controller.databases {
+        tasks.spawn(tick(managed.clone()));
+        tasks.spawn(refresh_facts(managed.clone()));
+        for shadow in &managed.shadows {
+            tasks.spawn(fence(managed.clone(), shadow.clone()));
+            tasks.spawn(judge_and_climb(controller.clone(), managed.clone(), shadow.clone()));
+            tasks.spawn(drift(controller.clone(), managed.clone(), shadow.clone()));
+        }
+    }
+}
+
+/// Samples the owner's WAL insert position.
+async fn tick(managed: Arc<Managed>) {
+    loop {
+        let owner = managed.database.route.load().owner.clone();
+        let Ok((client, connection)) = owner.url.to_tokio("understudy ticks").connect(tokio_postgres::NoTls).await else {
+            tokio::time::sleep(RETRY).await;
+            continue;
+        };
+        let connection = tokio::spawn(connection);
+        let mut interval = tokio::time::interval(TICK);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while let Ok(statement) = client.prepare("SELECT (pg_catalog.pg_current_wal_insert_lsn() - '0/0')::int8").await {
+            let broken = loop {
+                interval.tick().await;
+                let route = managed.database.route.load();
+                if route.owner != owner {
+                    break false;
+                }
+                if !route.shadows.iter().any(|shadow| shadow.is_interested()) {
+                    continue;
+                }
+                let number = managed.database.ticks.start();
+                match client.query_one(&statement, &[]).await.and_then(|row| row.try_get::<_, i64>(0)) {
+                    Ok(position) => {
+                        let position = Lsn(position as u64);
+                        managed.database.ticks.found(position);
+                        managed.tick.send_replace((number, position));
+                    }
+                    Err(_) => break true,
+                }
+            };
+            if broken || managed.database.route.load().owner != owner {
+                break;
+            }
+        }
+        connection.abort();
+        if managed.database.route.load().owner == owner {
+            tokio::time::sleep(RETRY).await;
+        } else {
+            managed.database.ticks.reset();
+        }
+    }
+}
+
+/// Lets a shadow pass the ticks that it has applied.
+async fn fence(managed: Arc<Managed>, shadow: Arc<ManagedShadow>) {
+    let mut ticks = managed.tick.subscribe();
+    loop {
+        if ticks.changed().await.is_err() {
+            return;
+        }
+        let (number, position) = *ticks.borrow_and_update();
+        let epoch = managed.database.route.load().epoch;
+        let Some((feed, _)) = shadow.feed() else { continue };
+        let applied = feed.wait_applied(position, Duration::from_secs(2)).await.is_ok();
+        if applied && managed.database.route.load().epoch == epoch {
+            shadow.route.fence.pass(number);
+        }
+    }
+}
+
+/// Judges a shadow's health; goes back or climbs.
+async fn judge_and_climb(controller: Arc<Controller>, managed: Arc<Managed>, shadow: Arc<ManagedShadow>) {
+    let mut interval = tokio::time::interval(JUDGE_INTERVAL);
+    loop {
+        interval.tick().await;
+        let follows = shadow.feed().filter(|(feed, direction)| *direction == Direction::Forward && feed.is_streaming());
+        shadow.route.in_step.store(follows.is_some(), Ordering::SeqCst);
+        let serving = shadow.route.serve_reads.get();
+        if serving <= 0.0 {
+            continue;
+        }
+        let now = Instant::now();
+        let config = shadow.config.load();
+        if !shadow.route.breaker.allows(monotonic_ms()) {
+            // sessions keep their reads for the moment: that is what a failing shadow looks like
+            shadow.route.observations.unavailable(now);
+        }
+        let lag = match shadow.feed() {
+            Some((feed, _)) => feed.lag(),
+            None => Duration::MAX,
+        };
+        let (health, first_bad) = shadow.route.observations.health(lag, now);
+        if let Some(reason) = judge::verdict(&health, &config.revert) {
+            let first_bad = first_bad.or_else(|| now.checked_sub(lag.min(config.revert.max_lag)));
+            let state = shadow.revert(&reason, first_bad);
+            let message = format!(
+                "reads of database {} went back from shadow {} to the owner: {reason}. Clients were answered by the owner. \
+                 When the cause is mended: SHIFT START {}",
+                managed.database.name,
+                shadow.name(),
+                shadow.name()
+            );
+            let data = serde_json::json!({"reason": reason, "served_percent": serving, "reaction_ms": state.reaction_ms, "health": {
+                "requests": health.requests, "errors": health.errors, "compared": health.compared, "different": health.different,
+                "owner_p99_us": health.owner.p99_us, "shadow_p99_us": health.shadow.p99_us, "lag_ms": lag.as_millis() as u64}});
+            let (repository, database) = (controller.repository.clone(), managed.database.name.clone());
+            let name = shadow.name();
+            // going back has happened; telling about it may wait for a disk
+            tokio::task::spawn_blocking(move || repository.record(Severity::Alert, "traffic", &database, &name, &message, data));
+            continue;
+        }
+        let step = {
+            let mut ladder = lock(&shadow.ladder);
+            let (next, percent) = ladder.tick(&config.shift, now);
+            let finished = *ladder != next && percent.is_none();
+            *ladder = next;
+            percent.map(Some).or(finished.then_some(None))
+        };
+        if let Some(percent) = step {
+            if let Some(percent) = percent {
+                shadow.route.serve_reads.set(percent);
+            }
+            let message = match percent {
+                Some(percent) => format!("shift: {} now answers {percent} % of the reads of {}", shadow.name(), managed.database.name),
+                None => format!("shift: {} has held the last step; its reads stay there. Next: CUTOVER {}", shadow.name(), shadow.name()),
+            };
+            let data = serde_json::json!({"served_percent": percent, "requests": health.requests, "errors": health.errors,
+                "compared": health.compared, "different": health.different, "owner_p99_us": health.owner.p99_us, "shadow_p99_us": health.shadow.p99_us});
+            controller.repository.record(Severity::Info, "traffic", &managed.database.name, &shadow.name(), &message, data);
+        }
+    }
+}
+
+/// Looks for changes that somebody made on the shadow itself, and carries out what policy allows.
+async fn drift(controller: Arc<Controller>, managed: Arc<Managed>, shadow: Arc<ManagedShadow>) {
+    let mut interval = tokio::time::interval(DRIFT_INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        let streaming = shadow.feed().is_some_and(|(feed, direction)| direction == Direction::Forward && feed.is_streaming());
+        let adapter = lock(&shadow.adapter).clone();
+        let (true, Some(adapter)) = (streaming, adapter) else { continue };
+        if let Err(error) = look_for_drift(&controller, &managed, &shadow, &adapter).await {
+            tracing::warn!(database = %managed.database.name, shadow = %shadow.name(), %error, "cannot look for schema drift on the shadow");
+        }
+    }
+}
+
+async fn look_for_drift(
+    controller: &Controller,
+    managed: &Managed,
+    shadow: &ManagedShadow,
+    adapter: &crate::cdc::Adapter,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let source = super::commands::connect(&managed.config.load().source, "understudy drift").await?;
+    let target = super::commands::connect(&shadow.config.load().url, "understudy drift").await?;
+    for id in adapter.shadow_drift(&source, &target).await? {
+        let proposal = controller.repository.proposal(id)?;
+        let allowed = proposal.draft.confidence >= shadow.config.load().adapt.auto_approve && !proposal.draft.loses_data;
+        if proposal.state == ProposalState::Pending && proposal.draft.kind == "fill_column" && allowed {
+            let rows = adapter.fill(&proposal, &target).await?;
+            let note = format!("{rows} rows filled");
+            controller.repository.decide(id, ProposalState::AutoApplied, "policy", &proposal.draft.sql.join(";\n"), &note)?;
+        } else {
+            let message = format!("proposal {id} waits: {}. Look: SHOW PROPOSALS; decide: APPROVE {id} or REJECT {id}", proposal.draft.change);
+            let data = serde_json::json!({"proposal": id, "confidence": proposal.draft.confidence});
+            controller.repository.record(Severity::Warning, "schema", &managed.database.name, &shadow.name(), &message, data);
+        }
+    }
+    Ok(())
+}
+
+/// Keeps what the classifier knows about functions, operators and views fresh.
+async fn refresh_facts(managed: Arc<Managed>) {
+    /// Changes whenever a function, operator, cast, view or rule does.
+    const SIGNATURE: &str = "SELECT pg_catalog.md5((SELECT coalesce(pg_catalog.string_agg(oid::text || provolatile || proname, ',' ORDER BY oid), '')
+            FROM pg_catalog.pg_proc WHERE oid >= 16384)
+        || (SELECT coalesce(pg_catalog.string_agg(oid::text || ':' || xmin::text, ',' ORDER BY oid), '') FROM pg_catalog.pg_rewrite WHERE oid >= 16384)
+        || (SELECT coalesce(pg_catalog.string_agg(oid::text || ':' || xmin::text, ',' ORDER BY oid), '') FROM pg_catalog.pg_operator WHERE oid >= 16384)
+        || (SELECT coalesce(pg_catalog.string_agg(oid::text, ',' ORDER BY oid), '') FROM pg_catalog.pg_cast WHERE oid >= 16384))";
+    let mut known = String::new();
+    loop {
+        tokio::time::sleep(RETRY).await;
+        let owner = managed.database.route.load().owner.clone();
+        let Ok(client) = super::commands::connect(&owner.url, "understudy facts").await else { continue };
+        while managed.database.route.load().owner == owner {
+            let seen = managed.database.schema_changes();
+            let Ok(row) = client.query_one(SIGNATURE, &[]).await else { break };
+            let Ok(signature) = row.try_get::<_, String>(0) else { break };
+            if signature != known {
+                let Ok(facts) = CatalogFacts::load(&client).await else { break };
+                managed.database.classifier.replace_facts(facts);
+                known = signature;
+            }
+            managed.database.facts_refreshed(seen);
+            tokio::select! {
+                () = managed.database.refresh_facts.notified() => {}
+                () = tokio::time::sleep(DRIFT_INTERVAL) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! After a crash: finish or take back what the journal says was under way.
+
+use super::{step::Step, switch};
+use crate::{
+    cdc::{self, FeedSpec},
+    metadata::{JournalEntry, MetadataError, Owner, Repository},
+    traffic::route::Target,
+};
+use serde_json::json;
+
+/// What the journal of the newest run asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unfinished {
+    /// Nothing: it ended, or there was none.
+    No,
+    /// Before the point of no return: the old owner goes on.
+    TakeBack {
+        /// Number of the run.
+        run: i64,
+        /// Whom it was about.
+        shadow: String,
+        /// The old owner was the source.
+        from_source: bool,
+    },
+    /// After it: the new owner goes on, and the rest is repeated.
+    Finish {
+        /// Number of the run.
+        run: i64,
+        /// Whom it was about.
+        shadow: String,
+        /// The old owner was the source.
+        from_source: bool,
+        /// The marker from which the opposite feed applies.
+        marker: String,
+        /// The opposite feed had already been started.
+        opposite_started: bool,
+    },
+}
+
+/// Reads a journal. Pure.
+pub fn judge(journal: &[JournalEntry]) -> Unfinished {
+    let (Some(first), Some(last)) = (journal.first(), journal.last()) else { return Unfinished::No };
+    if last.step == Step::Done.name() || last.step == "undone" {
+        return Unfinished::No;
+    }
+    let text = |key: &str| first.data.get(key).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
+    let (run, shadow, from_source) = (first.run, text("shadow"), text("from") == "source");
+    if !journal.iter().any(|entry| entry.step == Step::Flip.name()) {
+        return Unfinished::TakeBack { run, shadow, from_source };
+    }
+    let opposite_started = journal.iter().any(|entry| entry.step == Step::StartOppositeFeed.name());
+    Unfinished::Finish { run, shadow, from_source, marker: switch::opposite(&text("marker")), opposite_started }
+}
+
+/// Takes back what was begun: the old owner is writable, the prepared way back is gone.
+///
+/// # Errors
+/// A sentence; the next start tries again.
+pub async fn take_back(repository: &Repository, database: &str, run: i64, from: &Target, to: &Target, opposite: &FeedSpec) -> Result<(), String> {
+    let client = switch::connect(from).await?;
+    switch::writable(&client, from, true).await?;
+    if to.name == "source" {
+        let client = switch::connect(to).await?;
+        switch::writable(&client, to, false).await?;
+    }
+    cdc::disarm(opposite).await.map_err(|error| error.to_string())?;
+    journal(repository, database, run, "undone")
+}
+
+/// Finishes: the old owner is fenced and rid of other clients, its feed is removed. The caller starts the opposite feed.
+///
+/// # Errors
+/// A sentence; the next start tries again.
+pub async fn finish(repository: &Repository, database: &str, run: i64, from: &Target, feed: &FeedSpec) -> Result<(), String> {
+    let client = switch::connect(from).await?;
+    switch::writable(&client, from, false).await?;
+    switch::expel(&client).await?;
+    cdc::disarm(feed).await.map_err(|error| error.to_string())?;
+    journal(repository, database, run, Step::StartOppositeFeed.name())
+}
+
+/// Notes the end of a recovered run.
+///
+/// # Errors
+/// A sentence.
+pub fn journal(repository: &Repository, database: &str, run: i64, step: &str) -> Result<(), String> {
+    repository.journal(database, run, step, json!({"recovered": true})).map_err(|error: MetadataError| error.to_string())
+}
+
+/// The stored owner as a side.
+pub fn is_source(owner: &Owner) -> bool {
+    *owner == Owner::Source
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn journal_up_to(last: usize) -> Vec<JournalEntry> {
+        let data = json!({"kind": "cutover", "shadow": "pg18", "from": "source", "to": "pg18", "marker": "shop-1-cutover"});
+        let entry = |(id, step): (usize, &Step)| JournalEntry {
+            id: id as i64,
+            run: 1,
+            at_ms: 0,
+            step: step.name().into(),
+            data: if id == 0 { data.clone() } else { json!({}) },
+        };
+        Step::ALL.iter().enumerate().take(last).map(entry).collect()
+    }
+
+    /// A crash after any journal entry leads to exactly one owner.
+    #[test]
+    fn every_prefix_of_the_journal_has_an_answer() {
+        for last in 0..=Step::ALL.len() {
+            let unfinished = judge(&journal_up_to(last));
+            match (last, unfinished) {
+                (0 | 15, Unfinished::No) => {}
+                (1..=8, Unfinished::TakeBack { from_source: true, .. }) => {}
+                (9..=14, Unfinished::Finish { marker, from_source: true, opposite_started, .. }) => {
+                    assert_eq!(marker, "shop-1-cutover-opposite");
+                    assert_eq!(opposite_started, last == 14);
+                }
+                (last, other) => panic!("after {last} entries: {other:?}"),
+            }
+        }
+        let mut undone = journal_up_to(5);
+        undone.push(JournalEntry { id: 9, run: 1, at_ms: 0, step: "undone".into(), data: json!({}) });
+        assert_eq!(judge(&undone), Unfinished::No);
+    }
+}
