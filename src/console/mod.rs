@@ -3,10 +3,16 @@
 //! Deliberately absent: any decision. A command is parsed here and carried out by the [`Operator`] that `control` gives.
 //! Invariants: no secret is shown; every refusal says what to do.
 
+mod auth;
 pub mod command;
+pub mod ctl;
+mod dispatch;
+mod extended;
 mod grammar;
+pub mod http;
 mod lexer;
 mod parser;
+pub mod server;
 pub mod state;
 
 use async_trait::async_trait;
