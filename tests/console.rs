@@ -2,6 +2,8 @@
 
 #[path = "console/operator.rs"]
 mod operator;
+#[path = "console/server.rs"]
+mod server;
 
 use operator::{TestOperator, sample_state};
 use serde_json::{Value, json};
@@ -24,9 +26,11 @@ use understudy::{
         command::FORMS,
         ctl::{CtlTarget, Output, run},
         http::serve_http,
-        server::serve,
+        server::serve as serve_console,
         state::State,
     },
+    lsn::Lsn,
+    monitor::sample,
 };
 
 /// A console on a free port. Dropping it ends the listener.
@@ -54,7 +58,7 @@ async fn console_seen_from(user: Option<ConsoleUser>, peer: Option<SocketAddr>) 
     let shared = operator.clone();
     let listener = tokio::spawn(async move {
         while let Ok((stream, from)) = listener.accept().await {
-            tokio::spawn(serve(stream, peer.unwrap_or(from), shared.clone(), user.clone()));
+            tokio::spawn(serve_console(stream, peer.unwrap_or(from), shared.clone(), user.clone()));
         }
     });
     Console { address, operator, listener }
@@ -394,4 +398,39 @@ async fn http_shuts_down_although_a_client_stays() {
     assert_eq!(request(&http, "GET", "/healthz", &[HOST], "").await.status, 200);
     http.stop.send(()).unwrap();
     tokio::time::timeout(Duration::from_secs(10), http.server).await.expect("the HTTP server does not end").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn resources_of_two_majors() {
+    for major in [15, 18] {
+        let server = server::Server::start(major);
+        let client = server.client().await;
+        client.batch_execute("CREATE ROLE plain LOGIN; CREATE TABLE t (i int)").await.unwrap();
+        let first = sample(&client).await.unwrap();
+        assert_eq!(first.server_version_num / 10_000, major);
+        assert!(!first.in_recovery && first.wal_lsn > Lsn::ZERO && first.database_bytes > 1_000_000 && first.connections_max > 0);
+        assert!((0.0..=1.0).contains(&first.cache_hit_ratio));
+
+        // one holds a lock in an open transaction, one waits for it
+        let (holder, waiter) = (server.client().await, server.client().await);
+        holder.batch_execute("BEGIN; LOCK TABLE t").await.unwrap();
+        let waiting = tokio::spawn(async move { waiter.batch_execute("INSERT INTO t SELECT generate_series(1, 5000)").await });
+        let started = std::time::Instant::now();
+        let busy = loop {
+            let now = sample(&client).await.unwrap();
+            if now.locks_waiting == 1 && now.connections >= 3 {
+                break now;
+            }
+            assert!(started.elapsed() < Duration::from_secs(20), "{major}: {now:?}");
+        };
+        assert!((busy.active, busy.idle_in_transaction) == (1, 1) && busy.longest_transaction_s > 0.0, "{major}: {busy:?}");
+        holder.batch_execute("COMMIT").await.unwrap();
+        waiting.await.unwrap().unwrap();
+        let after = sample(&client).await.unwrap().rates_since(&first, started.elapsed());
+        assert!(after.wal_bytes_per_s > 0.0 && after.locks_waiting == 0, "{major}: {after:?}");
+
+        // any role may ask
+        client.batch_execute("SET ROLE plain").await.unwrap();
+        assert_eq!(sample(&client).await.unwrap().server_version_num / 10_000, major);
+    }
 }

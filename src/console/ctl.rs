@@ -230,10 +230,10 @@ mod tests {
     #[test]
     fn tables_are_aligned_and_harmless() {
         let expected = [
-            r" name                | lag  | held | fingerprint",
-            r"---------------------+------+------+------------------",
-            r" pg18                |  0.5 | f    | 1234567890123456",
-            r" Bücher\n\u{1b}[2J   | 1234 |      |",
+            r" name              | lag  | held | fingerprint",
+            r"-------------------+------+------+------------------",
+            r" pg18              |  0.5 | f    | 1234567890123456",
+            r" Bücher\n\u{1b}[2J | 1234 |      |",
             "(2 rows)",
             "",
         ];
