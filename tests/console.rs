@@ -81,6 +81,8 @@ async fn psql(console: &Console, user: &str, password: &str, arguments: &[&str],
         .args(arguments)
         .env("PGPASSWORD", password)
         .env("PGCONNECT_TIMEOUT", "10")
+        .env("PGSSLMODE", "prefer")
+        .env("PGGSSENCMODE", "disable")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -151,6 +153,26 @@ async fn psql_sends_nothing_and_gets_nothing() {
     let console = console(None).await;
     let answer = psql(&console, "alice", "", &["-c", " ; ;", "-c", "-- only a comment", "-c", "/* */;"], "").await;
     assert_eq!((answer.stdout.as_str(), answer.stderr.as_str(), answer.code), ("", "", 0));
+}
+
+#[tokio::test]
+async fn psql_logs_in_after_the_listener_has_refused_tls() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let operator = Arc::new(TestOperator::default());
+    let shared = operator.clone();
+    let listener = tokio::spawn(async move {
+        while let Ok((mut stream, from)) = listener.accept().await {
+            let mut request = [0; 8];
+            stream.read_exact(&mut request).await.unwrap();
+            assert_eq!(request, [0, 0, 0, 8, 4, 210, 22, 47], "SSLRequest");
+            stream.write_all(b"N").await.unwrap();
+            tokio::spawn(serve_console(stream, from, shared.clone(), operator_user()));
+        }
+    });
+    let console = Console { address, operator, listener };
+    let answer = psql(&console, "operator", "pa'ss", &["-A", "-t", "-c", "SHOW STATS"], "").await;
+    assert_eq!((answer.stdout.as_str(), answer.code), ("STATS\n", 0), "{}", answer.stderr);
 }
 
 #[tokio::test]

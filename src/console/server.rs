@@ -1,7 +1,7 @@
 //! The psql console: one connection to the database name `understudy`, served by pgwire.
 //!
 //! Deliberately absent: TLS, transactions, parameters. The simple protocol gives typed columns; the extended protocol
-//! gives text columns, because a driver asks for the columns before the command has run (see [`extended`](super::extended)).
+//! gives text columns, because a driver asks for the columns before the command has run (see `extended.rs`).
 
 use super::{
     Answer, CommandError, Operator,
