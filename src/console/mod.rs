@@ -1,12 +1,23 @@
-//! The operators' surfaces over one set of words: psql console (pgwire), dashboard and HTTP endpoints, `understudy ctl`.
+//! The operators' surfaces over one set of words: psql console ([`server`]), dashboard and HTTP endpoints ([`http`]),
+//! `understudy ctl` ([`ctl`]).
 //!
-//! Deliberately absent: any decision. A command is parsed here and carried out by the [`Operator`] that `control` gives.
-//! Invariants: no secret is shown; every refusal says what to do.
+//! Deliberately absent: any decision. A command is parsed here and carried out by the [`Operator`] that `control` gives;
+//! the console itself answers only `SHOW HELP` and what drivers send on their own (`SET client_encoding …`).
+//! Invariants: no secret is shown; every refusal says what to do; one grammar for all surfaces ([`command::FORMS`]);
+//! nothing of a message is carried out when one of its statements is no command; commands over HTTP come from this
+//! machine only; the page asks no other host.
+//! Sources: PostgreSQL documentation, "Frontend/Backend Protocol" and "Error Codes"; pgbouncer's admin console.
 
+mod auth;
 pub mod command;
+pub mod ctl;
+mod dispatch;
+mod extended;
 mod grammar;
+pub mod http;
 mod lexer;
 mod parser;
+pub mod server;
 pub mod state;
 
 use async_trait::async_trait;

@@ -68,10 +68,10 @@ pub fn parse(text: &str) -> Result<Statement, CommandError> {
     let Some(first) = tokens.first() else { return Ok(Statement::Empty) };
     let Some(word) = first.word().map(str::to_ascii_uppercase) else { return Err(unknown(&tokens)) };
     parser.at = 1;
-    if word == "SET" {
-        if let Some(name) = client_setting(&tokens) {
-            return Ok(Statement::ClientSetting(name));
-        }
+    if word == "SET"
+        && let Some(name) = client_setting(&tokens)
+    {
+        return Ok(Statement::ClientSetting(name));
     }
     let command = parser.command(&word)?;
     parser.end()?;
@@ -322,7 +322,7 @@ fn unknown(tokens: &[Token]) -> CommandError {
     let transactions = ["BEGIN", "START", "COMMIT", "END", "ABORT", "SAVEPOINT", "RELEASE"];
     let first = words.first().map(String::as_str).unwrap_or_default();
     CommandError::Syntax(if sql.contains(&first) {
-        format!("{typed} is SQL, and this is understudy's console: connect to one of SHOW DATABASES for SQL; {help}")
+        format!("{typed} is SQL, and this is understudy's console: connect to a database that SHOW DATABASES lists to run SQL; {help}")
     } else if transactions.contains(&first) {
         format!("{typed}: the console has no transactions, switch your driver to autocommit; {help}")
     } else if let Some(form) = nearest(&words) {
