@@ -1,0 +1,73 @@
+//! Making the follower equal where it differed: by key, from a fresh snapshot of the owner, while the feed is held at that
+//! very position. What the stream brings afterwards is applied on top, as if nothing had happened.
+
+use super::{
+    ValidateError,
+    plan::{Plan, from_clause, quote},
+    session::Session,
+    snapshot::Pair,
+};
+use crate::config::ServerUrl;
+use futures_util::{SinkExt, StreamExt};
+use std::pin::pin;
+
+/// Rows taken over in one statement.
+const BATCH_ROWS: usize = 500;
+
+/// Repairs one table; the number of rows deleted or written on the follower.
+pub(super) async fn table<H>(pair: &Pair<H>, follower_url: &ServerUrl, plan: &Plan, keys: &[Vec<String>]) -> Result<u64, ValidateError> {
+    let Some(owner) = pair.owners.first() else { return Ok(0) };
+    // Not the session that holds the follower's snapshot: that one is read only.
+    let follower = Session::open(follower_url, "follower").await?;
+    follower.run("switching triggers off", "BEGIN; SET LOCAL session_replication_role = replica").await?;
+    let mut touched = 0;
+    for batch in keys.chunks(BATCH_ROWS) {
+        touched += rows(owner, &follower, plan, batch).await?;
+    }
+    follower.run("committing the repair", "COMMIT").await?;
+    Ok(touched)
+}
+
+async fn rows(owner: &Session, follower: &Session, plan: &Plan, keys: &[Vec<String>]) -> Result<u64, ValidateError> {
+    let target = format!("{}.{}", quote(&plan.schema), quote(&plan.name));
+    let columns: Vec<String> = plan.writable.iter().map(|column| quote(&column.name)).collect();
+    let columns = columns.join(", ");
+    let values: Vec<String> =
+        keys.iter().map(|key| format!("({})", key.iter().map(|text| literal(text)).collect::<Vec<_>>().join(", "))).collect();
+    let names: Vec<String> = (0..plan.key.len()).map(|number| format!("k{number}")).collect();
+    let wanted = format!("(VALUES {}) AS wanted ({})", values.join(", "), names.join(", "));
+    // Compared as text, as the comparison did; integers by value, so that the index serves.
+    let matches: Vec<String> = plan
+        .key
+        .iter()
+        .zip(&names)
+        .map(|((column, order), name)| match order {
+            super::plan::Order::Integer => format!("x.{} = wanted.{name}::bigint", quote(column)),
+            super::plan::Order::Native => format!("x.{} = wanted.{name}::uuid", quote(column)),
+            super::plan::Order::Text => format!("x.{}::text = wanted.{name}", quote(column)),
+        })
+        .collect();
+    let matches = matches.join(" AND ");
+
+    let delete = format!("DELETE FROM {target} AS x USING {wanted} WHERE {matches}");
+    let deleted = follower.client.execute(&delete, &[]).await.map_err(|error| follower.error("deleting rows to repair", &error))?;
+    let partitioned = !plan.owner_query.contains(" FROM ONLY ");
+    let from = from_clause(&plan.schema, &plan.name, partitioned);
+    let selected: Vec<String> = plan.writable.iter().map(|column| format!("x.{}", quote(&column.name))).collect();
+    let read = format!("COPY (SELECT {} FROM {from} AS x JOIN {wanted} ON {matches}) TO STDOUT", selected.join(", "));
+    let source = owner.client.copy_out(&read).await.map_err(|error| owner.error("reading rows to repair", &error))?;
+    let write = format!("COPY {target} ({columns}) FROM STDIN");
+    let sink = follower.client.copy_in(&write).await.map_err(|error| follower.error("writing rows to repair", &error))?;
+    let (mut source, mut sink) = (pin!(source), pin!(sink));
+    while let Some(chunk) = source.next().await {
+        let chunk = chunk.map_err(|error| owner.error("reading rows to repair", &error))?;
+        sink.feed(chunk).await.map_err(|error| follower.error("writing rows to repair", &error))?;
+    }
+    let written = sink.finish().await.map_err(|error| follower.error("writing rows to repair", &error))?;
+    Ok(deleted.max(written))
+}
+
+/// A text literal, whatever `standard_conforming_strings` says.
+fn literal(text: &str) -> String {
+    format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
+}
