@@ -1,1 +1,3 @@
 //! Being built.
+mod adapter;
+pub use adapter::{Adaptation, Adapter, SchemaError, capture};
