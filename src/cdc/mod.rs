@@ -1,6 +1,51 @@
-//! The CDC Agent (interface; being built).
+//! The CDC Agent: brings a follower's rows into step with the owner of the writes and keeps them there, losing nothing and
+//! repeating nothing. Snapshot copy with the slot, pgoutput stream, exactly-once apply, schema changes at their place in the stream,
+//! positions and fences for the rest of the product, and the same in reverse after a cutover.
+//!
+//! Deliberately absent: deciding what a schema change means (`schema`), comparing rows (`validate`), when to cut over (`cutover`).
+//!
+//! Invariants
+//! - Progress is a commit fact: it is stored on the follower in the transaction that holds the rows. A keep-alive moves only the
+//!   position in memory, and only when it is taken from the queue outside a transaction.
+//! - The owner may forget a position only after the follower holds it durably ([`chores`]).
+//! - A slot that has forgotten more than the follower has is an error, never a start.
+//! - A row that is missing or already there is a finding, never a silent skip. A table that does not fit is set aside with its
+//!   changes spooled on the follower; the others go on.
+//! - No table is published without a replica identity; no lock of ours waits long on the owner.
+//!
+//! Tasks of a feed: the supervisor (connects, retries) runs the applier; beside it the reader and the chores. All end with it.
+//!
+//! Sources: PostgreSQL documentation, "Logical Decoding", "Logical Replication", "Streaming Replication Protocol",
+//! "Logical Replication Message Formats"; `src/backend/replication/{walsender,pgoutput,logical}`.
 
-use crate::{config::ServerUrl, lsn::Lsn};
+mod applier;
+mod chores;
+mod copy;
+mod dump;
+mod error;
+mod feed;
+mod held;
+mod install;
+mod names;
+pub mod pgoutput;
+mod plan;
+mod roles;
+mod rows;
+mod sequences;
+mod session;
+mod shared;
+mod stream;
+
+pub use error::{CdcError, describe};
+pub use feed::{Fault, Feed, HoldGuard, Start};
+pub use install::{arm, disarm, emit_marker, leftovers};
+pub use names::feed_name;
+pub use sequences::sync_sequences_exact;
+
+use crate::config::ServerUrl;
+
+/// Prefix of the logical messages that mark a place in the stream.
+pub const MARKER_PREFIX: &str = "understudy.marker";
 
 /// Which way the rows flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,22 +71,4 @@ pub struct FeedSpec {
     pub to: ServerUrl,
     /// Tables copied at the same time.
     pub copy_workers: usize,
-}
-
-/// A feed could not do its work.
-#[derive(Debug, thiserror::Error)]
-pub enum CdcError {
-    /// Placeholder until the room is built.
-    #[error("{0}")]
-    Other(String),
-}
-
-/// Placeholder.
-pub struct Feed;
-
-impl Feed {
-    /// Placeholder.
-    pub fn applied(&self) -> Lsn {
-        Lsn::ZERO
-    }
 }

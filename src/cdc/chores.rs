@@ -1,0 +1,256 @@
+//! What goes on beside the applier while a feed streams: making progress durable before the owner may forget it, heartbeats for
+//! those who wait, sequences, statements that must run outside a transaction, tables that must be copied again.
+
+use super::{
+    CdcError,
+    applier::Command,
+    copy,
+    error::{Attempt, describe},
+    names::{ident, qualified},
+    sequences, session,
+    shared::{HeldState, Shared, TableName, lock},
+};
+use crate::{
+    lsn::Lsn,
+    metadata::{ProposalState, Severity},
+};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{sync::oneshot, task::JoinSet, time::sleep};
+
+/// How often the follower's progress is made durable and the owner told what it may forget.
+const CONFIRM_PERIOD: Duration = Duration::from_millis(500);
+
+/// How often sequences are looked at.
+const SEQUENCE_PERIOD: Duration = Duration::from_secs(2);
+
+/// Between two heartbeats: each is a commit on the owner.
+const HEARTBEAT_PERIOD: Duration = Duration::from_millis(20);
+
+/// How often chores are looked for when nobody says there are any.
+const CHORE_PERIOD: Duration = Duration::from_secs(5);
+
+/// Before something that failed is tried again.
+const RETRY_PAUSE: Duration = Duration::from_secs(2);
+
+/// Starts them all; they end when the set is dropped. The first to end brings the feed to reconnect.
+pub(super) fn start(shared: &Arc<Shared>) -> JoinSet<Result<(), CdcError>> {
+    let mut tasks = JoinSet::new();
+    tasks.spawn(confirm(Arc::clone(shared)));
+    tasks.spawn(heartbeat(Arc::clone(shared)));
+    tasks.spawn(keep_sequences_ahead(Arc::clone(shared)));
+    tasks.spawn(run_deferred(Arc::clone(shared)));
+    tasks.spawn(copy_again(Arc::clone(shared)));
+    tasks
+}
+
+/// The applier commits without waiting for the disk. Before the owner may forget a position, one synchronous commit behind it
+/// makes everything up to it durable; the position is stored in that commit, so that a slot that is ahead of the follower (which was
+/// set back to a backup, say) is noticed.
+async fn confirm(shared: Arc<Shared>) -> Result<(), CdcError> {
+    let follower = session::connect_writer(&shared.spec.to, "feed progress").await?;
+    follower.batch_execute("SET synchronous_commit = on").await.attempt("set up a session")?;
+    let statement = follower
+        .prepare(
+            "INSERT INTO understudy.confirmed (feed, lsn) VALUES ($1, $2::text::pg_lsn)
+             ON CONFLICT (feed) DO UPDATE SET lsn = greatest(confirmed.lsn, excluded.lsn)",
+        )
+        .await
+        .attempt("prepare a statement on the follower")?;
+    loop {
+        sleep(CONFIRM_PERIOD).await;
+        let applied = shared.applied();
+        if applied > shared.confirmed.load() {
+            follower.execute(&statement, &[&shared.feed, &applied.to_string()]).await.attempt("store the progress")?;
+            shared.confirmed.advance(applied);
+            shared.wake.notify_one();
+        }
+    }
+}
+
+/// The stream carries only what the owner has written to disk; the end of an idle owner's WAL may stay in memory for seconds. A
+/// small synchronous commit brings it out.
+async fn heartbeat(shared: Arc<Shared>) -> Result<(), CdcError> {
+    let owner = session::connect(&shared.spec.from, "feed heartbeat").await?;
+    owner.batch_execute("SET synchronous_commit = local").await.attempt("set up a session")?;
+    loop {
+        shared.nudge.notified().await;
+        owner
+            .batch_execute("SELECT pg_catalog.pg_logical_emit_message(true, 'understudy.heartbeat', '')")
+            .await
+            .attempt("send a heartbeat")?;
+        shared.wake.notify_one();
+        sleep(HEARTBEAT_PERIOD).await;
+    }
+}
+
+async fn keep_sequences_ahead(shared: Arc<Shared>) -> Result<(), CdcError> {
+    let owner = session::connect(&shared.spec.from, "feed sequences").await?;
+    let follower = session::connect_writer(&shared.spec.to, "feed sequences").await?;
+    let mut warned = false;
+    loop {
+        sleep(SEQUENCE_PERIOD).await;
+        if !shared.is_streaming() {
+            continue;
+        }
+        match sequences::advance(&owner, &follower).await {
+            Ok(_) => warned = false,
+            Err(error) if owner.is_closed() || follower.is_closed() => return Err(error),
+            Err(error) => {
+                // A sequence dropped in between is gone in the next round.
+                if warned {
+                    tracing::debug!(%error, "sequences are not kept ahead");
+                } else {
+                    warned = true;
+                    let data = serde_json::json!({"reason": error.to_string()});
+                    shared.event(Severity::Warning, "the follower's sequences are not kept ahead; tried again", data);
+                }
+            }
+        }
+    }
+}
+
+/// Statements stored by the applier, such as CREATE INDEX CONCURRENTLY. Each is forgotten only when it is done or has failed.
+async fn run_deferred(shared: Arc<Shared>) -> Result<(), CdcError> {
+    let follower = session::connect_writer(&shared.spec.to, "feed deferred").await?;
+    loop {
+        let rows = follower
+            .query("SELECT id, proposal, sql FROM understudy.deferred WHERE feed = $1 ORDER BY id", &[&shared.feed])
+            .await
+            .attempt("read stored statements")?;
+        for row in &rows {
+            let (id, proposal, sql): (i64, i64, String) = (row.get(0), row.get(1), row.get(2));
+            let result = follower.batch_execute(&sql).await;
+            let (state, note) = match &result {
+                Ok(()) => (ProposalState::AutoApplied, String::new()),
+                Err(error) if follower.is_closed() => {
+                    return Err(CdcError::Protocol(format!("the follower went away: {}", describe(error))));
+                }
+                Err(error) => (ProposalState::Failed, describe(error)),
+            };
+            follower.execute("DELETE FROM understudy.deferred WHERE id = $1", &[&id]).await.attempt("forget a stored statement")?;
+            if let Err(error) = shared.repository.decide(proposal, state, "policy", &sql, &note) {
+                tracing::error!(%error, proposal, "cannot record the decision about a proposal");
+            }
+            if state == ProposalState::Failed {
+                shared.event(
+                    Severity::Alert,
+                    "a statement that runs outside a transaction failed on the follower: run it there by hand",
+                    serde_json::json!({"proposal": proposal, "reason": note}),
+                );
+            }
+        }
+        tokio::select! {
+            () = shared.chores_deferred.notified() => {}
+            () = sleep(CHORE_PERIOD) => {}
+        }
+    }
+}
+
+/// Tables that the owner rewrote: a rewrite emits no rows.
+async fn copy_again(shared: Arc<Shared>) -> Result<(), CdcError> {
+    loop {
+        let next = lock(&shared.held)
+            .iter()
+            .find(|(_, held)| matches!(held.state, HeldState::Recopy | HeldState::Copied))
+            .map(|(table, held)| (table.clone(), held.clone()));
+        let Some((table, held)) = next else {
+            tokio::select! {
+                () = shared.chores.notified() => shared.chores_deferred.notify_one(),
+                () = sleep(CHORE_PERIOD) => {}
+            }
+            continue;
+        };
+        let result = match held.state {
+            HeldState::Copied => release(&shared, &table, held.since).await,
+            _ => recopy(&shared, &table).await,
+        };
+        if let Err(error) = result {
+            shared.event(
+                Severity::Warning,
+                "a table could not be copied again yet; tried again, its changes are spooled meanwhile",
+                serde_json::json!({"table": format!("{}.{}", table.0, table.1), "reason": error.to_string()}),
+            );
+            sleep(RETRY_PAUSE).await;
+        }
+    }
+}
+
+/// Copies one table at a snapshot of its own into a transaction that replaces all its rows.
+async fn recopy(shared: &Shared, table: &TableName) -> Result<(), CdcError> {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let owner = session::connect(&shared.spec.from, "recopy").await?;
+    let version = session::version(&owner).await?;
+    let mut exporter = session::connect_replication(&shared.spec.from).await?;
+    // A temporary slot belongs to its connection and goes with it.
+    let slot = format!("understudy_recopy_{}_{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+    let (consistent, snapshot) = copy::create_slot(shared, &owner, &mut exporter, version, &slot, true).await?;
+    let reader = copy::import(shared, &snapshot, "recopy reader").await?;
+    let name = qualified(&table.0, &table.1);
+    let columns = reader
+        .query(
+            "SELECT a.attname::text, c.relkind = 'p' FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+             JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE n.nspname = $1 AND c.relname = $2 AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum",
+            &[&table.0, &table.1],
+        )
+        .await
+        .attempt("read the table's columns")?;
+    let Some(first) = columns.first() else {
+        return Err(CdcError::Setup(format!("{name} is not on the owner any more")));
+    };
+    let list = columns.iter().map(|row| ident(row.get(0))).collect::<Vec<_>>().join(", ");
+    let out = if first.get(1) { format!("COPY (SELECT {list} FROM {name}) TO STDOUT") } else { format!("COPY {name} ({list}) TO STDOUT") };
+    let writer = session::connect_writer(&shared.spec.to, "recopy writer").await?;
+    writer.batch_execute("BEGIN; SAVEPOINT emptied").await.attempt("begin a transaction on the follower")?;
+    if writer.batch_execute(&format!("TRUNCATE {name}")).await.is_err() {
+        // Referenced by a foreign key.
+        writer.batch_execute("ROLLBACK TO SAVEPOINT emptied").await.attempt("undo on the follower")?;
+        writer.batch_execute(&format!("DELETE FROM {name}")).await.attempt("empty the follower's table")?;
+    }
+    copy::stream_table(&reader, &writer, &out, &format!("COPY {name} ({list}) FROM STDIN"), &name, |_| ()).await?;
+    let marked = writer
+        .execute(
+            "UPDATE understudy.held_table SET state = 'copied', since_lsn = $4::text::pg_lsn
+             WHERE feed = $1 AND schema_name = $2 AND table_name = $3",
+            &[&shared.feed, &table.0, &table.1, &consistent.to_string()],
+        )
+        .await
+        .attempt("store the position of the copy")?;
+    if marked != 1 {
+        return Err(CdcError::Protocol("the table is not set aside any more".into()));
+    }
+    writer.batch_execute("COMMIT").await.attempt("commit on the follower")?;
+    if let Some(held) = lock(&shared.held).get_mut(table) {
+        held.state = HeldState::Copied;
+        held.since = consistent;
+    }
+    drop(exporter);
+    release(shared, table, consistent).await
+}
+
+/// Once everything before the copy is applied (spooled, for this table), the applier replays the rest.
+async fn release(shared: &Shared, table: &TableName, since: Lsn) -> Result<(), CdcError> {
+    let mut applied = shared.applied_watch.subscribe();
+    let waiting = shared.waiting();
+    loop {
+        if *applied.borrow_and_update() >= since {
+            break;
+        }
+        let stuck = tokio::time::timeout(HEARTBEAT_PERIOD, applied.changed()).await;
+        if matches!(stuck, Ok(Err(_))) {
+            return Err(CdcError::Stopped("the feed is gone".into()));
+        }
+        shared.nudge.notify_one();
+    }
+    drop(waiting);
+    let (reply, answer) = oneshot::channel();
+    let gone = |_| CdcError::Stopped("the feed is gone".into());
+    shared.commands.send(Command::Release { table: table.clone(), reply }).await.map_err(|_| CdcError::Stopped("the feed is gone".into()))?;
+    answer.await.map_err(gone)?
+}

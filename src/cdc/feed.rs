@@ -1,0 +1,446 @@
+//! The feed as the rest of the product sees it, and the supervisor that keeps it alive.
+
+use super::{
+    CdcError, Direction, FeedSpec,
+    applier::{Applier, Command, StartPoint},
+    chores, copy,
+    error::Attempt,
+    install, session,
+    shared::{Phase, Shared, lock},
+    stream,
+};
+use crate::{
+    console::state::FeedState,
+    lsn::Lsn,
+    metadata::{Proposal, ProposalState, Repository, Severity},
+    schema::Adapter,
+};
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+    time::sleep,
+};
+
+/// First pause after a lost connection; it doubles up to [`BACKOFF_MAX`].
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+
+/// Longest pause: a server that comes back is noticed within it.
+const BACKOFF_MAX: Duration = Duration::from_secs(3);
+
+/// A feed that ran this long starts its back-off anew.
+const HEALTHY_AFTER: Duration = Duration::from_secs(10);
+
+/// Commands waiting for the applier: people give them one at a time.
+const COMMANDS_MAX: usize = 16;
+
+/// How long a waiter sees no progress before the owner's WAL is flushed by a heartbeat.
+const PATIENCE: Duration = Duration::from_millis(10);
+
+/// Where a feed begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Install, copy, stream. Goes on streaming if the copy had finished; takes back and repeats one that had not.
+    Copy,
+    /// Go on from the stored progress.
+    Resume,
+    /// The slot was made by [`super::arm`] and the follower equals the owner at the transaction with this marker: everything before
+    /// it is discarded.
+    AfterMarker(String),
+}
+
+/// Faults for tests and demonstrations.
+#[derive(Clone, Debug, Default)]
+pub struct Fault {
+    /// The applier silently drops one insert or update of a keyed table, and clears the flag.
+    pub lose_change: Arc<AtomicBool>,
+}
+
+/// One direction of one shadow. Clones share it; when the last is dropped, the task ends.
+#[derive(Clone)]
+pub struct Feed {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    stop: watch::Sender<bool>,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(task) = lock(&self.task).take() {
+            task.abort();
+        }
+    }
+}
+
+/// The applier stands at a position while this lives.
+pub struct HoldGuard {
+    shared: Arc<Shared>,
+    id: u64,
+}
+
+impl Drop for HoldGuard {
+    fn drop(&mut self) {
+        self.shared.holds.send_modify(|holds| {
+            holds.remove(&self.id);
+        });
+    }
+}
+
+impl Feed {
+    /// Starts a feed; returns at once.
+    pub fn start(spec: FeedSpec, start: Start, adapter: Arc<Adapter>, repository: Repository, fault: Fault) -> Feed {
+        let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
+        let shared = Arc::new(Shared::new(spec, adapter, repository, fault, commands));
+        let (stop, stopped) = watch::channel(false);
+        let task = tokio::spawn(supervise(Arc::clone(&shared), start, receiver, stopped));
+        Feed { inner: Arc::new(Inner { shared, stop, task: Mutex::new(Some(task)) }) }
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.inner.shared
+    }
+
+    /// Everything there is to know, for people and scripts.
+    pub fn state(&self) -> FeedState {
+        self.shared().state()
+    }
+
+    /// What it connects.
+    pub fn spec(&self) -> &FeedSpec {
+        &self.shared().spec
+    }
+
+    /// Everything on the owner up to here is applied.
+    pub fn applied(&self) -> Lsn {
+        self.shared().applied()
+    }
+
+    /// The same, to wait on.
+    pub fn applied_watch(&self) -> watch::Receiver<Lsn> {
+        self.shared().applied_watch.subscribe()
+    }
+
+    /// Connected to both sides, and following live.
+    pub fn is_streaming(&self) -> bool {
+        self.shared().is_streaming()
+    }
+
+    /// Age of the oldest change that is not applied; while a side is unreachable, time since the feed last was up to date.
+    pub fn lag(&self) -> Duration {
+        self.shared().lag()
+    }
+
+    /// Waits until everything up to a position of the owner is applied.
+    ///
+    /// # Errors
+    /// [`CdcError::Timeout`], [`CdcError::Stopped`]
+    pub async fn wait_applied(&self, lsn: Lsn, timeout: Duration) -> Result<(), CdcError> {
+        self.wait(timeout, &format!("applying everything up to {lsn}"), || (self.applied() >= lsn).then_some(Ok(()))).await
+    }
+
+    /// Waits until the transaction with a marker is applied, and returns its end.
+    ///
+    /// # Errors
+    /// [`CdcError::Timeout`], [`CdcError::Stopped`]
+    pub async fn wait_marker(&self, id: &str, timeout: Duration) -> Result<Lsn, CdcError> {
+        self.wait(timeout, &format!("applying the marker {id}"), || self.shared().marker(id).map(Ok)).await
+    }
+
+    /// Applies every commit that ends at or before `lsn`, none behind it, and stands there until the guard is dropped.
+    ///
+    /// # Errors
+    /// [`CdcError::Beyond`] if a later commit is already applied or being applied, [`CdcError::Timeout`], [`CdcError::Stopped`]
+    pub async fn hold_at(&self, lsn: Lsn, timeout: Duration) -> Result<HoldGuard, CdcError> {
+        let shared = self.shared();
+        let id = shared.next_hold.fetch_add(1, Ordering::Relaxed);
+        let guard = HoldGuard { shared: Arc::clone(shared), id };
+        shared.holds.send_modify(|holds| {
+            holds.insert(id, lsn);
+        });
+        let reached = || {
+            // Commits lie between positions: one that begins at or behind `lsn` ends behind it.
+            let passing = shared.in_flight.load();
+            let applied = shared.last_commit.load().max(if passing >= lsn { passing } else { Lsn::ZERO });
+            if applied > lsn || passing >= lsn && passing != Lsn::ZERO {
+                return Some(Err(CdcError::Beyond { wanted: lsn, applied }));
+            }
+            (shared.applied() >= lsn).then_some(Ok(()))
+        };
+        self.wait(timeout, &format!("standing at {lsn}"), reached).await.map(|()| guard)
+    }
+
+    /// Waits for a condition on the applied position, and hurries the owner meanwhile.
+    async fn wait<T>(
+        &self,
+        timeout: Duration,
+        what: &str,
+        condition: impl Fn() -> Option<Result<T, CdcError>>,
+    ) -> Result<T, CdcError> {
+        let shared = self.shared();
+        if let Some(result) = condition() {
+            return result;
+        }
+        let deadline = tokio::time::Instant::now() + timeout;
+        let _waiting = shared.waiting();
+        let mut applied = shared.applied_watch.subscribe();
+        loop {
+            applied.borrow_and_update();
+            if let Some(result) = condition() {
+                return result;
+            }
+            let phase = lock(&shared.phase).clone();
+            match phase {
+                Phase::Failed(why) => return Err(CdcError::Stopped(why)),
+                Phase::Stopped => return Err(CdcError::Stopped("it was told to stop".into())),
+                Phase::Starting | Phase::Copying | Phase::CatchingUp | Phase::Streaming | Phase::Retrying(_) => {}
+            }
+            let now = tokio::time::Instant::now();
+            if now >= deadline {
+                return Err(CdcError::Timeout { what: what.to_owned(), after: timeout });
+            }
+            if tokio::time::timeout_at(deadline.min(now + PATIENCE), applied.changed()).await.is_err() {
+                shared.nudge.notify_one();
+            }
+        }
+    }
+
+    /// Whether a table has a change whose commit ends behind `lsn`, as far as the stream was received; always for tables set aside.
+    /// Partitions count as their root.
+    pub fn table_changed_since(&self, schema: &str, table: &str, lsn: Lsn) -> bool {
+        self.shared().touched_since(&(schema.to_owned(), table.to_owned()), lsn)
+    }
+
+    /// Runs a waiting proposal on the follower between two transactions, replays what was spooled for its table, and records
+    /// the decision. `sql`: instead of the suggestion; tried first in a transaction that is rolled back. Returns what was run.
+    ///
+    /// # Errors
+    /// [`CdcError`]; then nothing was changed and the proposal waits on.
+    pub async fn approve(&self, proposal: &Proposal, sql: Option<&str>, who: &str) -> Result<String, CdcError> {
+        if proposal.draft.outside_transaction {
+            return self.approve_outside(proposal, sql, who).await;
+        }
+        let (proposal, sql, who) = (Box::new(proposal.clone()), sql.map(str::to_owned), who.to_owned());
+        self.ask(|reply| Command::Approve { proposal, sql, who, reply }).await
+    }
+
+    /// A statement that must not run in a transaction has a session of its own; the feed goes on beside it.
+    async fn approve_outside(&self, proposal: &Proposal, sql: Option<&str>, who: &str) -> Result<String, CdcError> {
+        let follower = session::connect_writer(&self.shared().spec.to, "approval").await?;
+        let statements = sql.map_or_else(|| proposal.draft.sql.clone(), |sql| vec![sql.to_owned()]);
+        if sql.is_some() {
+            follower.batch_execute("SET search_path TO DEFAULT").await.attempt("set up a session")?;
+        }
+        for statement in &statements {
+            follower.batch_execute(statement).await.attempt(&format!("run the statements of proposal {}", proposal.id))?;
+        }
+        let ran = statements.join(";\n");
+        self.shared().repository.decide(proposal.id, ProposalState::Approved, who, &ran, "")?;
+        Ok(ran)
+    }
+
+    /// Records that a proposal is not wanted. A table that it holds stays set aside for good.
+    ///
+    /// # Errors
+    /// [`CdcError`]
+    pub async fn reject(&self, proposal: &Proposal, who: &str) -> Result<(), CdcError> {
+        let (proposal, who) = (Box::new(proposal.clone()), who.to_owned());
+        self.ask(|reply| Command::Reject { proposal, who, reply }).await
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T, CdcError>>) -> Command) -> Result<T, CdcError> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || CdcError::Stopped("it cannot be asked now; try again when SHOW FEED says streaming".into());
+        self.shared().commands.try_send(command(reply)).map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    /// Ends the task and waits for it. Slot and progress stay.
+    pub async fn stop(&self) {
+        self.inner.stop.send_replace(true);
+        let task = lock(&self.inner.task).take();
+        if let Some(task) = task
+            && let Err(error) = task.await
+        {
+            tracing::error!(%error, "the task of a feed ended badly");
+        }
+        self.shared().set_phase(Phase::Stopped);
+    }
+}
+
+/// Keeps a feed going until it is told to stop or a person is needed.
+async fn supervise(shared: Arc<Shared>, start: Start, mut commands: mpsc::Receiver<Command>, mut stopped: watch::Receiver<bool>) {
+    let work = async {
+        let (mut backoff, mut baseline) = (BACKOFF_MIN, start != Start::Copy);
+        loop {
+            let began = Instant::now();
+            let Err(error) = stream_once(&shared, &start, &mut baseline, &mut commands).await;
+            shared.connected.store(false, Ordering::Release);
+            shared.in_flight.reset(Lsn::ZERO);
+            if error.is_permanent() {
+                fail(&shared, &error);
+                // Nobody will answer: those who ask are told so.
+                commands.close();
+                while commands.try_recv().is_ok() {}
+                std::future::pending::<()>().await;
+            }
+            if began.elapsed() > HEALTHY_AFTER {
+                backoff = BACKOFF_MIN;
+            }
+            tracing::warn!(feed = shared.feed, %error, "the feed was interrupted");
+            if backoff == BACKOFF_MAX {
+                let data = serde_json::json!({"feed": shared.feed, "reason": error.to_string()});
+                shared.event(Severity::Warning, "the feed cannot go on at the moment; it keeps trying", data);
+            }
+            shared.set_phase(Phase::Retrying(error.to_string()));
+            sleep(backoff).await;
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+        }
+    };
+    tokio::select! {
+        () = work => {}
+        // A sender that is gone means that the feed was dropped.
+        _ = stopped.wait_for(|stop| *stop) => {}
+    }
+    shared.connected.store(false, Ordering::Release);
+    shared.set_phase(Phase::Stopped);
+}
+
+fn fail(shared: &Shared, error: &CdcError) {
+    shared.set_phase(Phase::Failed(error.to_string()));
+    shared.event(
+        Severity::Alert,
+        "the feed stopped: a person is needed. Put right what the reason says, then start the feed again",
+        serde_json::json!({"feed": shared.feed, "reason": error.to_string()}),
+    );
+}
+
+/// The position to start at, as the follower stores it.
+struct Progress {
+    end: Lsn,
+    confirmed: Lsn,
+}
+
+async fn read_progress(client: &tokio_postgres::Client, feed: &str) -> Result<Option<Progress>, CdcError> {
+    let row = client
+        .query_opt(
+            "SELECT p.end_lsn::text, greatest(c.lsn, p.end_lsn)::text FROM understudy.progress p
+             LEFT JOIN understudy.confirmed c ON c.feed = p.feed WHERE p.feed = $1 AND p.phase = 'streaming'",
+            &[&feed],
+        )
+        .await
+        .attempt("read the feed's progress")?;
+    row.map(|row| Ok(Progress { end: session::lsn(row.get(0))?, confirmed: session::lsn(row.get(1))? })).transpose()
+}
+
+/// Connects everything and streams until something breaks: it never returns without an error.
+async fn stream_once(
+    shared: &Arc<Shared>,
+    start: &Start,
+    baseline: &mut bool,
+    commands: &mut mpsc::Receiver<Command>,
+) -> Result<std::convert::Infallible, CdcError> {
+    let spec = &shared.spec;
+    if *start == Start::Copy {
+        copy::run(shared).await?;
+    }
+    let follower = session::connect_writer(&spec.to, "applier").await?;
+    install::target_tables(&follower).await?;
+    let owner = session::connect(&spec.from, "feed").await?;
+    install::check_owner(&owner, &spec.from).await?;
+    let progress = read_progress(&follower, &shared.feed).await?;
+    let marker = match (start, &progress) {
+        (Start::AfterMarker(id), None) => Some(id.clone()),
+        (Start::Resume, None) => {
+            return Err(CdcError::Setup(format!(
+                "{} holds no progress of the feed {}: it was never copied, or its database was replaced. Start the feed with a copy",
+                spec.to, shared.feed
+            )));
+        }
+        _ => None,
+    };
+    check_slot(shared, &owner, progress.as_ref()).await?;
+    if *baseline {
+        shared.adapter.baseline(&owner).await?;
+        *baseline = false;
+    }
+    let (end, confirmed) = progress.map_or((Lsn::ZERO, Lsn::ZERO), |progress| (progress.end, progress.confirmed));
+    // The follower may have lost its newest commits in a crash: what it stores is what counts.
+    shared.applied.reset(confirmed);
+    shared.applied_watch.send_replace(confirmed);
+    shared.last_commit.reset(end);
+    shared.confirmed.reset(confirmed);
+    shared.oldest_us.store(0, Ordering::Release);
+    let (sender, queue) = stream::queue();
+    let mut applier = Applier::new(Arc::clone(shared), follower, queue, StartPoint { end, marker });
+    applier.load_held().await?;
+    let connection = stream::open(shared, end).await?;
+    shared.set_phase(Phase::CatchingUp);
+    let mut reader = tokio::task::JoinSet::new();
+    reader.spawn(stream::read(Arc::clone(shared), connection, sender));
+    let mut chores = chores::start(shared);
+    let ended = tokio::select! {
+        result = applier.run(commands) => result,
+        Some(result) = chores.join_next() => result.unwrap_or_else(|error| Err(CdcError::Protocol(format!("a task of the feed failed: {error}")))),
+    };
+    ended?;
+    // The applier saw the end of the queue: the reader knows why.
+    match reader.join_next().await {
+        Some(Ok(Err(error))) => Err(error),
+        _ => Err(CdcError::Protocol("the change stream ended".into())),
+    }
+}
+
+/// The slot must be there, usable, and not ahead of what the follower has.
+async fn check_slot(shared: &Shared, owner: &tokio_postgres::Client, progress: Option<&Progress>) -> Result<(), CdcError> {
+    let feed = &shared.feed;
+    let again = "changes are lost, so the shadow must be copied again: give it an empty database and start the feed with a copy";
+    let row = owner
+        .query_opt(
+            "SELECT coalesce(confirmed_flush_lsn, '0/0')::text, coalesce(wal_status, ''), plugin::text, database = current_database()
+             FROM pg_replication_slots WHERE slot_name = $1",
+            &[feed],
+        )
+        .await
+        .attempt("look for the replication slot")?;
+    let Some(row) = row else {
+        return Err(CdcError::Setup(format!("the replication slot {feed} is not on {}: {again}", shared.spec.from)));
+    };
+    if row.get::<_, &str>(1) == "lost" {
+        return Err(CdcError::Setup(format!(
+            "the replication slot {feed} was invalidated (max_slot_wal_keep_size on {}): {again}",
+            shared.spec.from
+        )));
+    }
+    if row.get::<_, &str>(2) != "pgoutput" || !row.get::<_, bool>(3) {
+        return Err(CdcError::Setup(format!("the replication slot {feed} belongs to something else: drop it, or rename the shadow")));
+    }
+    let flushed = session::lsn(row.get(0))?;
+    if progress.is_some_and(|progress| flushed > progress.confirmed) {
+        return Err(CdcError::Setup(format!(
+            "the owner has already forgotten changes up to {flushed}, the follower has them only up to {} (was it restored from a \
+             backup?): {again}",
+            progress.map_or(Lsn::ZERO, |progress| progress.confirmed)
+        )));
+    }
+    Ok(())
+}
+
+impl std::fmt::Debug for Feed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let direction = match self.spec().direction {
+            Direction::Forward => "forward",
+            Direction::Reverse => "reverse",
+        };
+        f.debug_struct("Feed").field("name", &self.shared().feed).field("direction", &direction).finish_non_exhaustive()
+    }
+}

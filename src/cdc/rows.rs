@@ -1,0 +1,393 @@
+//! Row changes on the follower: a whole batch pipelined; when anything about it is not as expected, undone to its savepoint and
+//! done again one by one, so that the one row or table at fault is found and the rest goes on.
+
+use super::{
+    CdcError,
+    applier::{Applier, BEGIN, Group},
+    error::{Attempt, Blame, blame, describe},
+    pgoutput::{Message, Tuple},
+    plan::{Misfit, Plan, Statement, TargetColumn, TargetTable},
+    session::Text,
+    shared::{HeldState, TableName, lock},
+};
+use crate::lsn::Lsn;
+use bytes::Bytes;
+use futures_util::poll;
+use std::{pin::Pin, sync::Arc, task::Poll};
+
+/// Prepared statements kept: an update has one for each set of columns that were sent. Beyond it all are dropped.
+const STATEMENTS_MAX: usize = 2_000;
+
+/// What each change costs in a batch besides its bytes.
+const CHANGE_BYTES: usize = 128;
+
+/// One thing to do on the follower.
+#[derive(Clone, Debug)]
+pub(super) enum Pending {
+    /// Apply a row change.
+    Row { relation: u32, message: Message, raw: Bytes },
+    /// Keep it for later.
+    Spool { table: TableName, commit: Lsn, raw: Bytes },
+}
+
+impl Pending {
+    pub fn bytes(&self) -> usize {
+        let (Pending::Row { raw, .. } | Pending::Spool { raw, .. }) = self;
+        CHANGE_BYTES + raw.len()
+    }
+}
+
+/// What became of one change.
+pub(super) enum Outcome {
+    Done,
+    /// The table cannot take it, and why (without row values).
+    Unfit(String),
+}
+
+/// Why a batch must be done again one by one.
+enum Redo {
+    /// Never mind why: the careful way finds out.
+    Careful,
+    /// It cannot be done now.
+    Give(CdcError),
+}
+
+impl From<Misfit> for Redo {
+    fn from(_: Misfit) -> Self {
+        Redo::Careful
+    }
+}
+
+const SPOOL: &str = "INSERT INTO understudy.spool (feed, schema_name, table_name, commit_lsn, change)
+    VALUES ($1::text, $2::text, $3::text, $4::pg_lsn, $5::bytea)";
+
+/// The statement of a row change; `None`: nothing to do.
+fn statement_of(plan: &Plan, message: &Message) -> Result<Option<Statement>, Misfit> {
+    match message {
+        Message::Insert { new, .. } => plan.insert(new).map(Some),
+        Message::Update { old, new, .. } => plan.update(old.as_ref(), new),
+        Message::Delete { old, .. } => plan.delete(old).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// `\x…`, the text form of a bytea.
+fn hex(bytes: &[u8]) -> Bytes {
+    let mut text = String::with_capacity(bytes.len() * 2 + 2);
+    text.push_str("\\x");
+    for byte in bytes {
+        for digit in [byte >> 4, byte & 15] {
+            text.push(char::from_digit(u32::from(digit), 16).unwrap_or('0'));
+        }
+    }
+    Bytes::from(text)
+}
+
+fn text(value: &str) -> Text {
+    Text(Some(Bytes::copy_from_slice(value.as_bytes())))
+}
+
+impl Applier {
+    /// A prepared statement, from the cache.
+    pub async fn prepared(&mut self, sql: &str) -> Result<tokio_postgres::Statement, CdcError> {
+        if let Some(statement) = self.statements.get(sql) {
+            return Ok(statement.clone());
+        }
+        let statement = self.client.prepare(sql).await.attempt("prepare a statement on the follower")?;
+        if self.statements.len() >= STATEMENTS_MAX {
+            self.statements.clear();
+        }
+        self.statements.insert(sql.to_owned(), statement.clone());
+        Ok(statement)
+    }
+
+    /// What is known about the target may be stale.
+    pub fn forget_plans(&mut self) {
+        self.plans.clear();
+        self.statements.clear();
+        self.client.clear_type_cache();
+    }
+
+    /// The follower's table as it is now, seen by the applier's own transaction.
+    pub async fn target_table(&self, table: &TableName) -> Result<Option<TargetTable>, CdcError> {
+        let what = "read the follower's table";
+        let rows = self
+            .client
+            .query(
+                "SELECT a.attname::text, format_type(a.atttypid, -1), a.attgenerated <> '', a.attidentity = 'a', c.relkind = 'p'
+                 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                 LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+                 WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')",
+                &[&table.0, &table.1],
+            )
+            .await
+            .attempt(what)?;
+        let Some(first) = rows.first() else { return Ok(None) };
+        let mut target = TargetTable { partitioned: first.get(4), ..TargetTable::default() };
+        for row in &rows {
+            let Some(name) = row.get::<_, Option<String>>(0) else { continue };
+            let column = TargetColumn { type_name: row.get(1), generated: row.get(2), identity_always: row.get(3) };
+            target.columns.insert(name, column);
+        }
+        let key = self
+            .client
+            .query(
+                "SELECT a.attname::text FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace,
+                 LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY k (attnum, position)
+                 JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+                 WHERE n.nspname = $1 AND c.relname = $2 AND i.indisprimary AND k.position <= i.indnkeyatts ORDER BY k.position",
+                &[&table.0, &table.1],
+            )
+            .await
+            .attempt(what)?;
+        target.primary_key = key.iter().map(|row| row.get(0)).collect();
+        Ok(Some(target))
+    }
+
+    /// The plan of a relation; `None`: it does not fit and is now held.
+    pub async fn plan(&mut self, group: &mut Group, relation: u32, table: &TableName) -> Result<Option<Arc<Plan>>, CdcError> {
+        if let Some(plan) = self.plans.get(&relation) {
+            return Ok(Some(Arc::clone(plan)));
+        }
+        let target = self.target_table(table).await?;
+        let Some((shape, _)) = self.relations.get(&relation) else {
+            return Err(CdcError::Protocol("a change of a table that was not described".into()));
+        };
+        match Plan::new(shape, target.as_ref()) {
+            Ok(plan) => {
+                let plan = Arc::new(plan);
+                self.plans.insert(relation, Arc::clone(&plan));
+                Ok(Some(plan))
+            }
+            Err(misfit) => {
+                self.hold(group, table, 0, HeldState::Waiting, &misfit.to_string()).await?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Sends the batch.
+    pub async fn flush(&mut self, group: &mut Group) -> Result<(), CdcError> {
+        if group.batch.is_empty() {
+            return Ok(());
+        }
+        let batch = std::mem::take(&mut group.batch);
+        group.batch_bytes = 0;
+        let first = !group.begun;
+        if !first {
+            self.client.batch_execute("SAVEPOINT understudy_batch").await.attempt("set a savepoint on the follower")?;
+        }
+        match self.pipeline(&batch, first).await {
+            Ok(()) => {
+                group.begun = true;
+                if !first {
+                    self.client.batch_execute("RELEASE SAVEPOINT understudy_batch").await.attempt("release a savepoint")?;
+                }
+                return Ok(());
+            }
+            Err(Redo::Give(error)) => return Err(error),
+            Err(Redo::Careful) => {}
+        }
+        let undo = if first { "ROLLBACK" } else { "ROLLBACK TO SAVEPOINT understudy_batch" };
+        self.client.batch_execute(undo).await.attempt("undo a batch on the follower")?;
+        self.forget_plans();
+        self.begin(group).await?;
+        for pending in batch {
+            self.one_by_one(group, pending).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends a whole batch, then looks at the answers.
+    async fn pipeline(&mut self, batch: &[Pending], first: bool) -> Result<(), Redo> {
+        let mut statements = Vec::with_capacity(batch.len());
+        for pending in batch {
+            let (sql, parameters) = match pending {
+                Pending::Row { relation, message, .. } => {
+                    let Some(plan) = self.plans.get(relation) else { return Err(Redo::Careful) };
+                    match statement_of(plan, message)? {
+                        Some(statement) => statement,
+                        None => continue,
+                    }
+                }
+                Pending::Spool { table, commit, raw } => self.spool_statement(table, *commit, raw),
+            };
+            let statement = match self.prepared(&sql).await {
+                Ok(statement) => statement,
+                Err(CdcError::Postgres { source, .. }) if blame(&source) != Blame::Moment => return Err(Redo::Careful),
+                Err(error) => return Err(Redo::Give(error)),
+            };
+            statements.push((statement, parameters));
+        }
+        let mut begin = first.then(|| Box::pin(self.client.batch_execute(BEGIN)));
+        let early = match &mut begin {
+            Some(begin) => match poll!(begin.as_mut()) {
+                Poll::Ready(result) => Some(result),
+                Poll::Pending => None,
+            },
+            None => None,
+        };
+        // Each is polled once, in order, which sends it; the answers are awaited afterwards.
+        type Execution<'a> = Pin<Box<dyn Future<Output = Result<u64, tokio_postgres::Error>> + Send + 'a>>;
+        let mut executions: Vec<(Execution<'_>, Option<Result<u64, tokio_postgres::Error>>)> = Vec::with_capacity(statements.len());
+        for (statement, parameters) in &statements {
+            let mut execution: Execution<'_> = Box::pin(self.client.execute_raw(statement, parameters.iter().cloned()));
+            let result = match poll!(execution.as_mut()) {
+                Poll::Ready(result) => Some(result),
+                Poll::Pending => None,
+            };
+            executions.push((execution, result));
+        }
+        let give = |source| Redo::Give(CdcError::Postgres { what: "apply changes on the follower".into(), source });
+        if let Some(begin) = begin {
+            match early {
+                Some(result) => result.map_err(give)?,
+                None => begin.await.map_err(give)?,
+            }
+        }
+        // All answers are awaited, also behind an error: the next statement must not meet a pipeline in flight.
+        let mut verdict = Ok(());
+        for (execution, result) in executions {
+            let result = match result {
+                Some(result) => result,
+                None => execution.await,
+            };
+            match result {
+                Ok(0) if verdict.is_ok() => verdict = Err(Redo::Careful),
+                Ok(_) => {}
+                Err(_) if verdict.is_err() => {}
+                Err(source) => {
+                    verdict = Err(if blame(&source) == Blame::Moment { give(source) } else { Redo::Careful });
+                }
+            }
+        }
+        verdict
+    }
+
+    fn spool_statement(&self, table: &TableName, commit: Lsn, raw: &[u8]) -> Statement {
+        let parameters =
+            vec![text(&self.shared.feed), text(&table.0), text(&table.1), text(&commit.to_string()), Text(Some(hex(raw)))];
+        (SPOOL.to_owned(), parameters)
+    }
+
+    async fn one_by_one(&mut self, group: &mut Group, pending: Pending) -> Result<(), CdcError> {
+        match pending {
+            Pending::Spool { table, commit, raw } => {
+                let (sql, parameters) = self.spool_statement(&table, commit, &raw);
+                self.client.execute_raw(&sql, parameters).await.attempt("spool a change on the follower").map(|_| ())
+            }
+            Pending::Row { relation, message, raw } => {
+                let table = self.table_of(relation)?;
+                if !lock(&self.shared.held).contains_key(&table)
+                    && let Some(plan) = self.plan(group, relation, &table).await?
+                {
+                    match self.careful(&plan, &message).await? {
+                        Outcome::Done => return Ok(()),
+                        Outcome::Unfit(reason) => self.hold(group, &table, 0, HeldState::Waiting, &reason).await?,
+                    }
+                }
+                self.spool_now(group, relation, &raw).await
+            }
+        }
+    }
+
+    /// One change under its own savepoint. A row that is missing or already there is a finding, and put right.
+    pub async fn careful(&mut self, plan: &Plan, message: &Message) -> Result<Outcome, CdcError> {
+        let table = (plan.relation.schema.clone(), plan.relation.name.clone());
+        let tried = match statement_of(plan, message) {
+            Ok(Some(statement)) => self.attempt(statement).await?,
+            Ok(None) => return Ok(Outcome::Done),
+            Err(misfit) => return Ok(Outcome::Unfit(misfit.to_string())),
+        };
+        match (tried, message) {
+            (Tried::Rows(0), Message::Update { old, new, .. }) => {
+                let shared = Arc::clone(&self.shared);
+                shared.finding(&table, &plan.key_text(old.as_ref().unwrap_or(new)), "an updated row was missing");
+                match plan.whole(old.as_ref(), new) {
+                    Some(row) => self.put_right(plan, &row).await,
+                    // The value that was not sent is nowhere in the stream: VERIFY … REPAIR brings the row.
+                    None => Ok(Outcome::Done),
+                }
+            }
+            (Tried::Rows(0), Message::Delete { old, .. }) => {
+                self.shared.finding(&table, &plan.key_text(old), "a deleted row was missing");
+                Ok(Outcome::Done)
+            }
+            (Tried::Rows(_), _) => Ok(Outcome::Done),
+            (Tried::Duplicate(reason), Message::Insert { new, .. }) => {
+                if !plan.keyed() {
+                    return Ok(Outcome::Unfit(reason));
+                }
+                self.shared.finding(&table, &plan.key_text(new), "an inserted row was already there");
+                self.overwrite(plan, new, reason).await
+            }
+            (Tried::Duplicate(reason) | Tried::Unfit(reason), _) => Ok(Outcome::Unfit(reason)),
+        }
+    }
+
+    /// Inserts a row that should have been there.
+    async fn put_right(&mut self, plan: &Plan, row: &Tuple) -> Result<Outcome, CdcError> {
+        let statement = match plan.insert(row) {
+            Ok(statement) => statement,
+            Err(misfit) => return Ok(Outcome::Unfit(misfit.to_string())),
+        };
+        match self.attempt(statement).await? {
+            Tried::Rows(_) => Ok(Outcome::Done),
+            Tried::Duplicate(reason) if plan.keyed() => self.overwrite(plan, row, reason).await,
+            Tried::Duplicate(reason) | Tried::Unfit(reason) => Ok(Outcome::Unfit(reason)),
+        }
+    }
+
+    /// Gives the row with this key these values. If there is none, another unique index was hit: not ours to put right.
+    async fn overwrite(&mut self, plan: &Plan, row: &Tuple, reason: String) -> Result<Outcome, CdcError> {
+        let statement = match plan.update(None, row) {
+            Ok(Some(statement)) => statement,
+            Ok(None) => return Ok(Outcome::Done),
+            Err(misfit) => return Ok(Outcome::Unfit(misfit.to_string())),
+        };
+        match self.attempt(statement).await? {
+            Tried::Rows(0) => Ok(Outcome::Unfit(reason)),
+            Tried::Rows(_) => Ok(Outcome::Done),
+            Tried::Duplicate(reason) | Tried::Unfit(reason) => Ok(Outcome::Unfit(reason)),
+        }
+    }
+
+    async fn attempt(&mut self, (sql, parameters): Statement) -> Result<Tried, CdcError> {
+        self.client.batch_execute("SAVEPOINT understudy_row").await.attempt("set a savepoint on the follower")?;
+        let result = match self.prepared(&sql).await {
+            Ok(statement) => self.client.execute_raw(&statement, parameters).await,
+            Err(CdcError::Postgres { source, .. }) => Err(source),
+            Err(error) => return Err(error),
+        };
+        let (end, tried) = match result {
+            Ok(rows) => ("RELEASE SAVEPOINT understudy_row", Tried::Rows(rows)),
+            Err(source) => {
+                let reason = describe(&source);
+                let tried = match blame(&source) {
+                    Blame::Moment => return Err(CdcError::Postgres { what: "apply a change on the follower".into(), source }),
+                    Blame::Duplicate => Tried::Duplicate(reason),
+                    Blame::Table => Tried::Unfit(reason),
+                };
+                ("ROLLBACK TO SAVEPOINT understudy_row", tried)
+            }
+        };
+        self.client.batch_execute(end).await.attempt("end a savepoint on the follower")?;
+        Ok(tried)
+    }
+}
+
+enum Tried {
+    Rows(u64),
+    Duplicate(String),
+    Unfit(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writes_bytea_text() {
+        assert_eq!(&hex(&[0, 0x7f, 0xff])[..], b"\\x007fff");
+    }
+}
