@@ -1,1 +1,2 @@
-//! Being built.
+//! The demo room.
+pub mod servers;
