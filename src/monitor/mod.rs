@@ -1,4 +1,24 @@
-//! Latency histograms per database, shadow and query fingerprint (HDR), and the resource use of servers.
+//! What the process measures: latency histograms (HDR) per database, shadow and query fingerprint, sliding windows for
+//! decisions, the resource use of servers, and the Prometheus text of all figures.
+//!
+//! Deliberately absent: any decision (reverting is `traffic`'s), any statement text with literals, any clock: where a
+//! figure depends on time, the time is an argument.
+//! Invariants: recording takes one uncontended lock and never waits for a reader longer than one histogram copy; memory
+//! is bounded by named limits; all latencies are in microseconds.
+//! Sources: hdrhistogram.org; PostgreSQL documentation, "The Cumulative Statistics System"; Prometheus, "Exposition
+//! formats".
+
+mod histogram;
+mod metrics_text;
+mod profile;
+mod resources;
+mod window;
+
+pub use histogram::{LATENCY_MAX_US, LatencyHistogram};
+pub use metrics_text::metrics_text;
+pub use profile::{FINGERPRINTS_MAX, QueryProfile};
+pub use resources::{ResourceError, ResourceSample, sample};
+pub use window::{Window, WindowCounts};
 
 use serde::{Deserialize, Serialize};
 
