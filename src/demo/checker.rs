@@ -56,8 +56,7 @@ impl Ledger {
     /// A write is about to be sent: from now on `value` is possible.
     pub fn begin(&self, table: &'static str, key: &str, value: Value) {
         let mut state = self.lock();
-        let claim =
-            state.claims.entry((table, key.to_owned())).or_insert(Claim { certain: Value::Absent, possible: Vec::new() });
+        let claim = state.claims.entry((table, key.to_owned())).or_insert(Claim { certain: Value::Absent, possible: Vec::new() });
         claim.possible.push(value);
     }
 
