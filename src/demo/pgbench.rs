@@ -34,6 +34,22 @@ pub struct Target {
     pub password: crate::config::Secret,
 }
 
+impl Target {
+    /// A connection of our own to the same place.
+    ///
+    /// # Errors
+    /// The server's, or the proxy's.
+    pub async fn connect(&self, application_name: &str) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
+        let mut config = tokio_postgres::Config::new();
+        config.host("127.0.0.1").port(self.port).user(&self.user).password(self.password.expose()).dbname(&self.dbname);
+        config.application_name(application_name).connect_timeout(Duration::from_secs(10));
+        config.ssl_mode(tokio_postgres::config::SslMode::Disable);
+        let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
+        tokio::spawn(connection);
+        Ok(client)
+    }
+}
+
 /// The three ways in which pgbench speaks the protocol. Every one writes (tpcb-like) and reads (select-only).
 const MODES: [&str; 3] = ["simple", "extended", "prepared"];
 
@@ -215,7 +231,7 @@ fn count_logged(line: &str, logged: &mut Logged, tally: &Tally) {
         Ok(time_us) => {
             // The time counts from the scheduled start: the lag is pgbench's own waiting for its turn.
             let lag_us = lag.and_then(|lag| lag.parse::<u64>().ok()).unwrap_or(0);
-            tally.waited(Duration::from_micros(time_us.saturating_sub(lag_us)));
+            tally.had_waited(Duration::from_micros(time_us.saturating_sub(lag_us)));
             logged.committed += 1;
         }
         Err(_) => logged.failed += 1,

@@ -61,6 +61,11 @@ impl Tally {
         self.slowest_us.fetch_max(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX), Relaxed);
     }
 
+    /// The same, known only afterwards from a log: it says nothing about the present.
+    pub fn had_waited(&self, latency: Duration) {
+        self.latency.record(latency);
+    }
+
     /// A client saw a statement fail.
     pub fn statement_failed(&self, message: String) {
         self.failed_statements.fetch_add(1, Relaxed);

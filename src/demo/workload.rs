@@ -6,7 +6,6 @@
 mod operations;
 
 use super::{checker::Ledger, pgbench::Target, tally::Tally};
-use crate::config::{ServerUrl, SslMode};
 use std::{
     collections::HashMap,
     sync::{
@@ -17,7 +16,7 @@ use std::{
 };
 use tokio::task::JoinSet;
 use tokio_postgres::{
-    Client as Connection, Error, NoTls, Row, SimpleQueryMessage, Statement,
+    Client as Connection, Error, Row, SimpleQueryMessage, Statement,
     types::{ToSql, Type},
 };
 
@@ -66,7 +65,7 @@ impl Workload {
 async fn client_life(number: usize, target: &Target, pace: Duration, tally: &Tally, ledger: &Ledger, stop: &AtomicBool) {
     let mut memory = Memory::new(number);
     while !stop.load(Relaxed) {
-        let connection = match connect(target, number).await {
+        let connection = match target.connect(&format!("shop-{number}")).await {
             Ok(connection) => connection,
             Err(error) => {
                 tally.connection_dropped(format!("workload client {number} could not connect: {}", brief(&error)));
@@ -74,7 +73,7 @@ async fn client_life(number: usize, target: &Target, pace: Duration, tally: &Tal
                 continue;
             }
         };
-        let manner = if number % 2 == 0 { Manner::Prepared } else { Manner::Unnamed };
+        let manner = if number.is_multiple_of(2) { Manner::Prepared } else { Manner::Unnamed };
         let mut client = Client { connection, manner, statements: HashMap::new(), memory: &mut memory, tally, ledger };
         while !stop.load(Relaxed) {
             let begun = Instant::now();
@@ -87,22 +86,6 @@ async fn client_life(number: usize, target: &Target, pace: Duration, tally: &Tal
             tokio::time::sleep(pace.mul_f64(0.5 + client.memory.random.f64())).await;
         }
     }
-}
-
-async fn connect(target: &Target, number: usize) -> Result<Connection, Error> {
-    let url = ServerUrl {
-        host: "127.0.0.1".into(),
-        port: target.port,
-        user: target.user.clone(),
-        password: Some(target.password.clone()),
-        dbname: target.dbname.clone(),
-        sslmode: SslMode::Disable,
-    };
-    let mut config = url.to_tokio("shop");
-    config.application_name(format!("shop-{number}"));
-    let (client, connection) = config.connect(NoTls).await?;
-    tokio::spawn(connection);
-    Ok(client)
 }
 
 /// What a client knows, whatever happens to its connection.
@@ -242,7 +225,7 @@ mod tests {
             password: server.app_password().clone(),
         };
         pgbench::initialise(&target, 1).await.unwrap();
-        connect(&target, 0).await.unwrap().batch_execute(SCHEMA).await.unwrap();
+        target.connect("test").await.unwrap().batch_execute(SCHEMA).await.unwrap();
 
         let (tally, ledger) = (Arc::new(Tally::default()), Arc::new(Ledger::default()));
         let logs = std::env::temp_dir().join(format!("understudy-pgbench-{}", std::process::id()));
