@@ -40,7 +40,8 @@ unit:
 
 docs:
 	@echo "== documentation"
-	@RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
+	@# the rooms' pages name their private parts on purpose
+	@RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --locked --no-deps --quiet
 
 clean: ## remove build results and downloads
 	@cargo clean
