@@ -1,0 +1,48 @@
+# The project's commands. `make` lists them.
+SHELL      := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+export PATH := $(PATH):$(HOME)/.cargo/bin
+# Enough cases to find what a change breaks, few enough to wait for; raise it for a long run.
+export PROPTEST_CASES ?= 64
+
+.PHONY: help setup setup-demo build demo test format lint unit docs clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what is missing for the tests (Debian packages, PostgreSQL 14 to 18)
+	@scripts/setup
+
+setup-demo:
+	@scripts/setup 18
+
+build: setup-demo ## release build
+	@echo "building… (release; the first time takes some minutes)"
+	@cargo build --release --locked --quiet
+
+demo: build ## a real PostgreSQL 15 under load moves to a real PostgreSQL 18, and back
+	@target/release/understudy demo $(DEMO_ARGS)
+
+test: setup format lint unit docs ## what CI runs: format, lint, all tests, documentation
+	@echo "== all passed"
+
+format:
+	@echo "== format"
+	@cargo fmt --all --check
+
+lint:
+	@echo "== lint"
+	@cargo clippy --locked --all-targets --quiet -- -D warnings
+
+unit:
+	@echo "== tests (PROPTEST_CASES=$(PROPTEST_CASES))"
+	@cargo test --locked --quiet
+
+docs:
+	@echo "== documentation"
+	@# the rooms' pages name their private parts on purpose
+	@RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --locked --no-deps --quiet
+
+clean: ## remove build results and downloads
+	@cargo clean
+	@rm -rf .deps
