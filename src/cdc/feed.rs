@@ -220,6 +220,11 @@ impl Feed {
         self.shared().touched_since(&(schema.to_owned(), table.to_owned()), lsn)
     }
 
+    /// The same for a table named without its schema: whichever schema the search path means.
+    pub fn table_name_changed_since(&self, table: &str, lsn: Lsn) -> bool {
+        self.shared().name_touched_since(table, lsn)
+    }
+
     /// Runs a waiting proposal on the follower between two transactions, replays what was spooled for its table, and records
     /// the decision. `sql`: instead of the suggestion; tried first in a transaction that is rolled back. Returns what was run.
     ///

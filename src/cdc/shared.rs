@@ -301,6 +301,16 @@ impl Shared {
         }
     }
 
+    /// The same for a table named without its schema: any table of that name counts, and none counts as touched.
+    pub fn name_touched_since(&self, name: &str, lsn: Lsn) -> bool {
+        if lock(&self.held).keys().any(|(_, table)| table == name) {
+            return true;
+        }
+        let touched = lock(&self.touched);
+        let mut commits = touched.iter().filter(|((_, table), _)| table == name).map(|(_, commit)| *commit).peekable();
+        commits.peek().is_none() || commits.any(|commit| commit >= lsn)
+    }
+
     pub fn marker_seen(&self, id: &str, end: Lsn) {
         let mut markers = lock(&self.markers);
         if markers.len() == MARKERS_MAX {

@@ -197,7 +197,7 @@ async fn dispatch(command: Command) -> i32 {
                 Break::LoseChange => demo::Break::LoseChange,
                 Break::ShadowDown => demo::Break::ShadowDown,
             });
-            demo::run(demo::DemoOptions { break_, keep, quick, json_path: report }).await
+            demo::run(demo::DemoOptions { broken: break_, keep, quick, report }).await
         }
         Command::Model { .. } => fail(2, "handled before"),
     }
@@ -216,14 +216,13 @@ async fn check(path: &Path, json: bool) -> i32 {
 fn target(to: &Where) -> Result<ctl::CtlTarget, String> {
     if let Some(url) = &to.url {
         let url = config::ServerUrl::parse(url)?;
-        let password = url.password.map(|password| password.expose().to_owned());
-        return Ok(ctl::CtlTarget { host: url.host, port: url.port, user: url.user, password });
+        return Ok(ctl::CtlTarget { host: url.host, port: url.port, user: url.user, password: url.password });
     }
     let config = config::load(&to.config).map_err(|error| error.to_string())?;
     let listen = config.proxy.listen;
     let host = if listen.ip().is_unspecified() { SocketAddr::from(([127, 0, 0, 1], listen.port())) } else { listen };
     let (user, password) = match config.proxy.console {
-        Some(console) => (console.user, Some(console.password.expose().to_owned())),
+        Some(console) => (console.user, Some(console.password)),
         None => (std::env::var("USER").unwrap_or_else(|_| "operator".into()), None),
     };
     Ok(ctl::CtlTarget { host: host.ip().to_string(), port: host.port(), user, password })
@@ -236,7 +235,10 @@ fn model_command(command: ModelCommand) -> i32 {
         ModelCommand::Predict { task, data, model } => model::cli_predict(&task, &data, model.as_deref()),
     };
     match outcome {
-        Ok(()) => 0,
+        Ok(text) => {
+            print!("{text}");
+            0
+        }
         Err(error) => fail(3, &error.to_string()),
     }
 }

@@ -76,6 +76,8 @@ pub enum Command {
     ShadowStart(String),
     /// `SHADOW STOP <shadow>`: stop the feed and remove slot, publication and triggers from the servers.
     ShadowStop(String),
+    /// `FAULT LOSE CHANGE <shadow>`: for tests of the validation; refused unless the process was started for it.
+    FaultLoseChange(String),
     /// `SHUTDOWN`
     Shutdown,
 }
@@ -137,6 +139,7 @@ impl fmt::Display for Command {
             }
             Command::ShadowStart(shadow) => write!(f, "SHADOW START {}", Name(shadow)),
             Command::ShadowStop(shadow) => write!(f, "SHADOW STOP {}", Name(shadow)),
+            Command::FaultLoseChange(shadow) => write!(f, "FAULT LOSE CHANGE {}", Name(shadow)),
             Command::Shutdown => f.write_str("SHUTDOWN"),
         }
     }

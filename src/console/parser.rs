@@ -130,6 +130,7 @@ impl Parser<'_> {
                 let table = if self.take("TABLE") { Some(self.name("VERIFY")?) } else { None };
                 Command::Verify { shadow, table, repair: self.take("REPAIR") }
             }
+            "FAULT" if self.take("LOSE") && self.take("CHANGE") => Command::FaultLoseChange(self.name("SHADOW STOP")?),
             "SHUTDOWN" => Command::Shutdown,
             _ => return Err(unknown(self.tokens)),
         })

@@ -1,11 +1,12 @@
 //! One database and its shadows as the control plane holds them.
 
 use crate::{
-    cdc::{Adapter, Direction, Fault, Feed, FeedSpec, Start},
+    cdc::{Direction, Fault, Feed, FeedSpec, Start},
     config::{DatabaseConfig, FeedKind, MirrorWrites, ShadowConfig},
     console::state::{CutoverState, RevertState},
     lsn::Lsn,
     metadata::{Owner, Repository},
+    schema::Adapter,
     sql::{CatalogFacts, Classifier},
     traffic::{
         comparator,

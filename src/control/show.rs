@@ -45,7 +45,7 @@ impl Controller {
             Topic::Events => self.show_events(false)?,
             Topic::Alerts => self.show_events(true)?,
             Topic::Cutover => self.show_cutover(),
-            Topic::Help => crate::console::help(),
+            Topic::Help => crate::console::command::help(),
         })
     }
 
@@ -143,7 +143,7 @@ impl Controller {
             for target in targets {
                 let sample = async {
                     let client = super::commands::connect(&target.url, "understudy servers").await.map_err(|error| error.to_string())?;
-                    crate::monitor::resources::sample(&client).await.map_err(|error| error.to_string())
+                    crate::monitor::sample(&client).await.map_err(|error| error.to_string())
                 };
                 let found = tokio::time::timeout(std::time::Duration::from_secs(3), sample).await.unwrap_or_else(|_| Err("no answer within 3 s".into()));
                 let (sample, error) = match found {

@@ -105,11 +105,15 @@ async fn judge_and_climb(controller: Arc<Controller>, managed: Arc<Managed>, sha
     let mut interval = tokio::time::interval(JUDGE_INTERVAL);
     loop {
         interval.tick().await;
-        let follows = shadow.feed().filter(|(feed, direction)| *direction == Direction::Forward && feed.is_streaming());
-        shadow.route.in_step.store(follows.is_some(), Ordering::SeqCst);
+        let max_lag = shadow.config.load().revert.max_lag;
+        let in_step = shadow.feed().is_some_and(|(feed, direction)| direction == Direction::Forward && feed.is_streaming() && feed.lag() <= max_lag);
+        let was_in_step = shadow.route.in_step.swap(in_step, Ordering::SeqCst);
         let serving = shadow.route.serve_reads.get();
         if serving <= 0.0 {
             continue;
+        }
+        if was_in_step != in_step {
+            tracing::warn!(database = %managed.database.name, shadow = %shadow.name(), in_step, "a serving shadow has changed its step with the owner");
         }
         let now = Instant::now();
         let config = shadow.config.load();
@@ -182,7 +186,7 @@ async fn look_for_drift(
     controller: &Controller,
     managed: &Managed,
     shadow: &ManagedShadow,
-    adapter: &crate::cdc::Adapter,
+    adapter: &crate::schema::Adapter,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let source = super::commands::connect(&managed.config.load().source, "understudy drift").await?;
     let target = super::commands::connect(&shadow.config.load().url, "understudy drift").await?;

@@ -111,12 +111,18 @@ impl FrontDoor {
         self.stop.notify_waiters();
     }
 
+    /// Takes new limits over; for the next clients.
+    pub fn set_limits(&self, limits: Limits) {
+        *self.limits.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = limits;
+    }
+
     /// Client connections now.
     pub fn connected(&self) -> usize {
         self.connected.load(Ordering::SeqCst)
     }
 
-    pub(super) fn is_closing(&self) -> bool {
+    /// SHUTDOWN has begun.
+    pub fn is_closing(&self) -> bool {
         self.closing.load(Ordering::SeqCst)
     }
 

@@ -182,6 +182,16 @@ pub struct Difference {
     pub columns: Vec<String>,
 }
 
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.kind {
+            DifferenceKind::Missing => write!(f, "{}: missing on the follower", self.key),
+            DifferenceKind::Extra => write!(f, "{}: only on the follower", self.key),
+            DifferenceKind::Changed => write!(f, "{}: {} differ", self.key, self.columns.join(", ")),
+        }
+    }
+}
+
 /// A comparison could not be made or finished.
 #[derive(Debug, thiserror::Error)]
 pub enum ValidateError {
