@@ -132,8 +132,8 @@ impl Applier {
         let key = self
             .client
             .query(
-                "SELECT a.attname::text FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace,
-                 LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY k (attnum, position)
+                "SELECT a.attname::text FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+                 CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY k (attnum, position)
                  JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
                  WHERE n.nspname = $1 AND c.relname = $2 AND i.indisprimary AND k.position <= i.indnkeyatts ORDER BY k.position",
                 &[&table.0, &table.1],
