@@ -63,6 +63,8 @@ pub(super) struct StartPoint {
     pub end: Lsn,
     /// Discard everything up to the transaction with this marker.
     pub marker: Option<String>,
+    /// The owner's position when the stream was opened: at or behind it the feed has caught up.
+    pub owner: Lsn,
 }
 
 /// A transaction on the follower that is being filled.
@@ -178,7 +180,9 @@ impl Applier {
         if self.queue.peek().is_none() {
             caught_up(&self.shared);
         }
-        self.live();
+        if sent >= self.start.owner {
+            self.live();
+        }
     }
 
     fn live(&self) {

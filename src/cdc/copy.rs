@@ -22,7 +22,6 @@ use std::{
     sync::{Arc, Mutex, atomic::Ordering},
     time::{Duration, Instant},
 };
-use tokio::task::JoinSet;
 use tokio_postgres::{Client, error::SqlState};
 
 /// A transaction that has written and stays open longer than this holds up the creation of the slot: it is named.
@@ -414,5 +413,3 @@ async fn refresh_materialized_views(shared: &Shared, keeper: &Client, follower: 
     Ok(())
 }
 
-/// Keeps `JoinSet` tasks from outliving their feed: dropped, it aborts them.
-pub(super) type Tasks = JoinSet<Result<(), CdcError>>;

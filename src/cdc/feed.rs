@@ -385,14 +385,18 @@ async fn stream_once(
     shared.last_commit.reset(end);
     shared.confirmed.reset(confirmed);
     shared.oldest_us.store(0, Ordering::Release);
+    let row = owner.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await.attempt("read the WAL position")?;
+    let start = StartPoint { end, marker, owner: session::lsn(row.get(0))? };
     let (sender, queue) = stream::queue();
-    let mut applier = Applier::new(Arc::clone(shared), follower, queue, StartPoint { end, marker });
+    let mut applier = Applier::new(Arc::clone(shared), follower, queue, start);
     applier.load_held().await?;
     let connection = stream::open(shared, end).await?;
     shared.set_phase(Phase::CatchingUp);
     let mut reader = tokio::task::JoinSet::new();
     reader.spawn(stream::read(Arc::clone(shared), connection, sender));
     let mut chores = chores::start(shared);
+    // Positions that servers report may stop a few bytes short at the end of a WAL page: a commit behind ours ends that.
+    shared.nudge.notify_one();
     let ended = tokio::select! {
         result = applier.run(commands) => result,
         Some(result) = chores.join_next() => result.unwrap_or_else(|error| Err(CdcError::Protocol(format!("a task of the feed failed: {error}")))),

@@ -39,6 +39,9 @@ const STATUS_PERIOD: Duration = Duration::from_secs(1);
 /// How often the server is asked for its position while somebody waits.
 const HURRY_PERIOD: Duration = Duration::from_millis(3);
 
+/// How often the server is asked for its position until the feed has caught up: an idle server says nothing by itself.
+const PROBE_PERIOD: Duration = Duration::from_millis(50);
+
 /// How long the slot may stay taken by a connection of ours that just broke.
 const SLOT_BUSY: Duration = Duration::from_secs(20);
 
@@ -110,10 +113,6 @@ impl Queue {
         self.peeked.as_ref()
     }
 
-    /// Puts an item back in front.
-    pub fn put_back(&mut self, item: Item) {
-        self.peeked = Some(item);
-    }
 }
 
 /// A queue's two ends.
@@ -177,16 +176,23 @@ pub(super) async fn read(shared: Arc<Shared>, mut connection: Connection, sender
     status.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut hurry = interval(HURRY_PERIOD);
     hurry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut probe = interval(PROBE_PERIOD);
+    probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut decoder = Decoder::default();
     let broke = |source| CdcError::Backend { what: "follow the change stream", source };
     loop {
         let full = sender.budget.full();
         let waiting = shared.waiters.load(Ordering::Acquire) > 0;
+        let behind = !shared.is_streaming();
         let message = tokio::select! {
             message = connection.receive(), if !full => message.map_err(broke)?,
             () = sender.budget.drained.notified(), if full => continue,
             _ = status.tick() => {
                 send_status(&shared, &mut connection, false).await?;
+                continue;
+            }
+            _ = probe.tick(), if behind => {
+                send_status(&shared, &mut connection, true).await?;
                 continue;
             }
             _ = hurry.tick(), if waiting => {
