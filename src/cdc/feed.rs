@@ -161,11 +161,29 @@ impl Feed {
     /// # Errors
     /// [`CdcError::Beyond`] if a later commit is already applied or being applied, [`CdcError::Timeout`], [`CdcError::Stopped`]
     pub async fn hold_at(&self, lsn: Lsn, timeout: Duration) -> Result<HoldGuard, CdcError> {
+        let guard = self.hold_now();
+        self.advance(&guard, lsn, timeout).await.map(|()| guard)
+    }
+
+    /// Starts no further transaction until the guard is dropped or [advanced](Feed::advance); one that is being applied
+    /// still ends. A position that the owner reaches after this call is never passed.
+    pub fn hold_now(&self) -> HoldGuard {
         let shared = self.shared();
         let id = shared.next_hold.fetch_add(1, Ordering::Relaxed);
-        let guard = HoldGuard { shared: Arc::clone(shared), id };
         shared.holds.send_modify(|holds| {
-            holds.insert(id, lsn);
+            holds.insert(id, Lsn::ZERO);
+        });
+        HoldGuard { shared: Arc::clone(shared), id }
+    }
+
+    /// Lets a held feed go on to `lsn` exactly, and waits until it stands there.
+    ///
+    /// # Errors
+    /// As [`Feed::hold_at`].
+    pub async fn advance(&self, guard: &HoldGuard, lsn: Lsn, timeout: Duration) -> Result<(), CdcError> {
+        let shared = self.shared();
+        shared.holds.send_modify(|holds| {
+            holds.insert(guard.id, lsn);
         });
         let reached = || {
             // Commits lie between positions: one that begins at or behind `lsn` ends behind it.
@@ -176,7 +194,7 @@ impl Feed {
             }
             (shared.applied() >= lsn).then_some(Ok(()))
         };
-        self.wait(timeout, &format!("standing at {lsn}"), reached).await.map(|()| guard)
+        self.wait(timeout, &format!("standing at {lsn}"), reached).await
     }
 
     /// Waits for a condition on the applied position, and hurries the owner meanwhile.

@@ -405,7 +405,11 @@ struct FeedFollower(cdc::Feed);
 impl validate::Follower for FeedFollower {
     type Hold = cdc::HoldGuard;
 
-    async fn hold_at(&self, lsn: crate::lsn::Lsn, timeout: Duration) -> Result<Self::Hold, String> {
-        self.0.hold_at(lsn, timeout).await.map_err(|error| error.to_string())
+    fn hold(&self) -> Self::Hold {
+        self.0.hold_now()
+    }
+
+    async fn advance(&self, hold: &Self::Hold, lsn: crate::lsn::Lsn, timeout: Duration) -> Result<(), String> {
+        self.0.advance(hold, lsn, timeout).await.map_err(|error| error.to_string())
     }
 }

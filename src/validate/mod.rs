@@ -42,11 +42,14 @@ use std::{
 #[async_trait]
 pub trait Follower: Send + Sync {
     /// Dropping it lets the feed go on.
-    type Hold: Send;
+    type Hold: Send + Sync;
 
-    /// Returns once every commit that ends at or before `lsn` is applied and none beyond, and nothing is applied until the
-    /// hold is dropped. The error is a sentence for people.
-    async fn hold_at(&self, lsn: Lsn, timeout: Duration) -> Result<Self::Hold, String>;
+    /// Starts no further transaction until the hold is dropped: a position that the owner reaches later is not passed.
+    fn hold(&self) -> Self::Hold;
+
+    /// Lets a held feed go on until every commit that ends at or before `lsn` is applied and none beyond, and stand there
+    /// until the hold is dropped. The error is a sentence for people.
+    async fn advance(&self, hold: &Self::Hold, lsn: Lsn, timeout: Duration) -> Result<(), String>;
 }
 
 /// For databases that no feed connects (they rest, or differ by design): never called.
@@ -57,7 +60,9 @@ pub struct NoFollower;
 impl Follower for NoFollower {
     type Hold = ();
 
-    async fn hold_at(&self, _: Lsn, _: Duration) -> Result<(), String> {
+    fn hold(&self) {}
+
+    async fn advance(&self, (): &(), _: Lsn, _: Duration) -> Result<(), String> {
         Ok(())
     }
 }

@@ -55,11 +55,13 @@ pub(super) async fn pair<F: Follower>(
         return Ok(Pair { lsn, owners, followers, pause: Duration::ZERO, _hold: None });
     };
 
+    // The feed stops first: under load it would have passed the slot's position by the time it heard of it.
+    let held = Instant::now();
+    let hold = feed.hold();
     let mut slot = Slot::create(owner, first_owner).await?;
     let lsn = slot.lsn;
     import(Some(&owners), Some(&slot.snapshot)).await?;
-    let hold = feed.hold_at(lsn, HOLD_TIMEOUT).await.map_err(|reason| ValidateError::Hold { lsn, reason })?;
-    let held = Instant::now();
+    feed.advance(&hold, lsn, HOLD_TIMEOUT).await.map_err(|reason| ValidateError::Hold { lsn, reason })?;
     open_followers(&followers, one_server.then_some(slot.snapshot.as_str())).await?;
     let hold = keep_hold.then_some(hold);
     let pause = held.elapsed();
