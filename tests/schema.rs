@@ -131,7 +131,7 @@ impl Bench {
     async fn assert_equal(&self) {
         let (owner, shadow) = (facts(&Catalog::load(&self.source).await.unwrap()), facts(&Catalog::load(&self.shadow).await.unwrap()));
         for (name, value) in &owner {
-            assert_eq!(Some(value), shadow.get(name), "{name}\n{:#?}", self.repository.proposals(None).unwrap());
+            assert_eq!(Some(value), shadow.get(name), "{name}\n{:#?}", self.repository.proposals(None).unwrap().iter().rev().take(3).collect::<Vec<_>>());
         }
         for name in shadow.keys() {
             assert!(owner.contains_key(name), "only on the shadow: {name}");
@@ -203,7 +203,7 @@ async fn a_long_list_of_changes_leaves_both_sides_equal() {
     let bench = Bench::new("long_list", SETUP).await;
     for ddl in [
         "ALTER TABLE customer ADD COLUMN a text, ADD COLUMN b int NOT NULL DEFAULT 7, ADD COLUMN c timestamptz NOT NULL DEFAULT now()",
-        "ALTER TABLE customer ADD COLUMN frozen_only int NOT NULL DEFAULT 5, ALTER COLUMN frozen_only DROP DEFAULT",
+        "ALTER TABLE customer ADD COLUMN frozen_only int NOT NULL DEFAULT 5; ALTER TABLE customer ALTER COLUMN frozen_only DROP DEFAULT",
         "ALTER TABLE customer ADD COLUMN later int, ALTER COLUMN later SET DEFAULT 9",
         "ALTER TABLE customer ADD COLUMN doubled int GENERATED ALWAYS AS (old * 2) STORED",
         "ALTER TABLE customer ADD COLUMN \"Weird \"\"Name\" text DEFAULT E'it''s \\\\ ok'",

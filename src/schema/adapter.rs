@@ -374,10 +374,32 @@ impl Adapter {
             if changes.is_empty() {
                 continue;
             }
+            self.supersede(&before, &changes)?;
             let planned = self.planned(&before, table, &changes, message, &source_after, target_catalog, target).await?;
             steps.extend(planned.into_iter().map(|planned| Step { planned, table: key.clone() }));
         }
         Ok(steps)
+    }
+
+    /// A later type change or drop of a column makes an earlier, undecided type change of it pointless. What holds rows back stays: only a
+    /// person lets them go.
+    fn supersede(&self, before: &Table, changes: &[Change]) -> Result<(), SchemaError> {
+        for change in changes {
+            let column = match change {
+                Change::AlterType { old, .. } => &old.name,
+                Change::DropColumn(column) => &column.name,
+                _ => continue,
+            };
+            let marker = format!("ALTER COLUMN {} TYPE ", quote::ident(column));
+            for waiting in self.repository.proposals(Some(&self.database))? {
+                let same = waiting.shadow == self.shadow && waiting.draft.kind == "alter_type" && waiting.draft.object == before.plain();
+                let open = waiting.state == ProposalState::Pending && !waiting.draft.holds_table;
+                if same && open && waiting.draft.sql.iter().any(|sql| sql.contains(&marker)) {
+                    self.repository.decide(waiting.id, ProposalState::Superseded, "policy", "", "the owner changed the column again")?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Plans `changes` against the table of the other side.
