@@ -206,7 +206,7 @@ impl Adapter {
                 if draft.outside_transaction {
                     adaptation.run_after.push((id, draft.sql));
                 } else {
-                    if matches!(draft.kind.as_str(), "rename_table" | "rename_column" | "move_table") {
+                    if draft.sql.iter().any(|sql| renamed(sql).is_some()) {
                         self.rebase_pending(&draft)?;
                     }
                     adaptation.run_now.push((id, draft.sql));
@@ -457,6 +457,16 @@ impl Adapter {
         if table.holds_rows() && changes.iter().any(|change| matches!(change, Change::AddColumn(column) if column.not_null)) {
             let query = format!("SELECT EXISTS (SELECT FROM {})", table.qualified());
             facts.has_rows = target.query_one(&query, &[]).await.map_err(failed)?.get(0);
+        }
+        if changes.iter().any(|change| matches!(change, Change::AddColumn(_))) {
+            let marker = format!("ALTER TABLE {} DROP COLUMN ", table.qualified());
+            let open = |state| matches!(state, ProposalState::Pending | ProposalState::Rejected | ProposalState::Failed);
+            for one in self.repository.proposals(Some(&self.database))? {
+                if one.shadow == self.shadow && one.draft.kind == "drop_column" && open(one.state) {
+                    let names = one.draft.sql.iter().filter_map(|sql| sql.strip_prefix(&marker));
+                    facts.left_behind.extend(names.map(|name| name.trim_matches('"').replace("\"\"", "\"")));
+                }
+            }
         }
         if changes.iter().any(|change| matches!(change, Change::AlterType { .. } | Change::DropColumn(_))) {
             let query = format!(
