@@ -206,7 +206,7 @@ impl Adapter {
                 if draft.outside_transaction {
                     adaptation.run_after.push((id, draft.sql));
                 } else {
-                    if matches!(draft.kind.as_str(), "rename_table" | "rename_column" | "move_table") {
+                    if draft.sql.iter().any(|sql| renamed(sql).is_some()) {
                         self.rebase_pending(&draft)?;
                     }
                     adaptation.run_now.push((id, draft.sql));
@@ -374,10 +374,32 @@ impl Adapter {
             if changes.is_empty() {
                 continue;
             }
+            self.supersede(&before, &changes)?;
             let planned = self.planned(&before, table, &changes, message, &source_after, target_catalog, target).await?;
             steps.extend(planned.into_iter().map(|planned| Step { planned, table: key.clone() }));
         }
         Ok(steps)
+    }
+
+    /// A later type change or drop of a column makes an earlier, undecided type change of it pointless. What holds rows back stays: only a
+    /// person lets them go.
+    fn supersede(&self, before: &Table, changes: &[Change]) -> Result<(), SchemaError> {
+        for change in changes {
+            let column = match change {
+                Change::AlterType { old, .. } => &old.name,
+                Change::DropColumn(column) => &column.name,
+                _ => continue,
+            };
+            let marker = format!("ALTER COLUMN {} TYPE ", quote::ident(column));
+            for waiting in self.repository.proposals(Some(&self.database))? {
+                let same = waiting.shadow == self.shadow && waiting.draft.kind == "alter_type" && waiting.draft.object == before.plain();
+                let open = waiting.state == ProposalState::Pending && !waiting.draft.holds_table;
+                if same && open && waiting.draft.sql.iter().any(|sql| sql.contains(&marker)) {
+                    self.repository.decide(waiting.id, ProposalState::Superseded, "policy", "", "the owner changed the column again")?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Plans `changes` against the table of the other side.
@@ -435,6 +457,16 @@ impl Adapter {
         if table.holds_rows() && changes.iter().any(|change| matches!(change, Change::AddColumn(column) if column.not_null)) {
             let query = format!("SELECT EXISTS (SELECT FROM {})", table.qualified());
             facts.has_rows = target.query_one(&query, &[]).await.map_err(failed)?.get(0);
+        }
+        if changes.iter().any(|change| matches!(change, Change::AddColumn(_))) {
+            let marker = format!("ALTER TABLE {} DROP COLUMN ", table.qualified());
+            let open = |state| matches!(state, ProposalState::Pending | ProposalState::Rejected | ProposalState::Failed);
+            for one in self.repository.proposals(Some(&self.database))? {
+                if one.shadow == self.shadow && one.draft.kind == "drop_column" && open(one.state) {
+                    let names = one.draft.sql.iter().filter_map(|sql| sql.strip_prefix(&marker));
+                    facts.left_behind.extend(names.map(|name| name.trim_matches('"').replace("\"\"", "\"")));
+                }
+            }
         }
         if changes.iter().any(|change| matches!(change, Change::AlterType { .. } | Change::DropColumn(_))) {
             let query = format!(

@@ -125,6 +125,7 @@ BEGIN
     'types', (SELECT jsonb_agg({TYPE} ORDER BY t.oid) FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
        LEFT JOIN pg_class tc ON tc.oid = t.typrelid
        WHERE (t.oid IN (SELECT (e->>'oid')::oid FROM jsonb_array_elements(commands) e WHERE e->>'class' = 'pg_type')
+           OR (t.typtype = 'c' AND t.typrelid IN (SELECT (e->>'oid')::oid FROM jsonb_array_elements(commands) e WHERE e->>'class' = 'pg_class'))
            OR t.oid IN (SELECT k.contypid FROM jsonb_array_elements(commands) e JOIN pg_constraint k ON k.oid = (e->>'oid')::oid
                WHERE e->>'class' = 'pg_constraint'))
          AND (t.typtype IN ('e', 'd') OR (t.typtype = 'c' AND tc.relkind = 'c')) AND {NAMESPACE_IS_USERS}),

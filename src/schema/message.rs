@@ -17,9 +17,6 @@ pub struct Object {
     /// `ALTER TABLE`
     #[serde(default)]
     pub tag: String,
-    /// `table column`
-    #[serde(default, rename = "type")]
-    pub kind: String,
     /// Quoted where needed.
     #[serde(default)]
     pub identity: String,
@@ -72,10 +69,7 @@ pub struct Function {
     /// Types of the arguments, for `DROP`.
     #[serde(default)]
     pub arguments: String,
-    /// `f`, `p`, `w`, `a`.
-    #[serde(default)]
-    pub kind: String,
-    /// `pg_get_functiondef`
+    /// `pg_get_functiondef`; none for aggregates.
     #[serde(default)]
     pub definition: Option<String>,
 }

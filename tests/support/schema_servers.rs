@@ -49,7 +49,7 @@ impl Server {
         run(&binaries.join("initdb"), &["-D", &data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]);
         let options = format!(
             "-c port={port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c wal_level=logical -c fsync=off \
-             -c shared_buffers=16MB -c max_connections=20 -c autovacuum=off -c max_wal_senders=2 -c max_replication_slots=4"
+             -c shared_buffers=16MB -c max_connections=60 -c autovacuum=off -c max_wal_senders=2 -c max_replication_slots=20"
         );
         let log = folder.join("log").display().to_string();
         run(&binaries.join("pg_ctl"), &["-D", &data, "-l", &log, "-o", &options, "-w", "-t", "60", "start"]);

@@ -15,6 +15,8 @@ pub struct TargetFacts {
     pub has_rows: bool,
     /// (column, object) pairs: views, rules, policies and generated columns that use a column.
     pub dependents: Vec<(String, String)>,
+    /// Columns that the owner dropped and that are still there, because nobody has agreed to drop them.
+    pub left_behind: Vec<String>,
 }
 
 /// Plans the changes of one table in order, following what the table on the other side becomes.
@@ -458,7 +460,7 @@ impl TablePlanner<'_> {
         let change = format!("column {} ({}) was added on the owner", column.name, column.type_name);
         let mut why_aside = String::new();
         if let Some(found) = self.target.column(&column.name) {
-            let was_dropped = self.old.column(&column.name).is_some();
+            let was_dropped = self.old.column(&column.name).is_some() || self.facts.left_behind.contains(&column.name);
             if !was_dropped {
                 if found.type_name == column.type_name {
                     return vec![];
