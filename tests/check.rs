@@ -49,6 +49,10 @@ async fn a_healthy_pair_is_ready_and_obstacles_are_named() {
     assert_eq!(find(&findings, "large objects").severity, Severity::Warning);
     assert!(find(&findings, "roles").message.contains("app"));
     assert!(find(&findings, "contents").message.contains("empty"));
+    assert!(
+        !findings.iter().any(|finding| finding.subject == "default_transaction_read_only"),
+        "the check's own setting is not the server's"
+    );
     assert!(render(&findings, false, false).ends_with(" notes\n"));
 
     // A source that writes no logical WAL; then a shadow that could not feed back.

@@ -90,7 +90,7 @@ async fn two_majors_equal_then_each_difference_found_then_repaired() {
         "UPDATE keyless SET b = 'other' WHERE ctid = (SELECT min(ctid) FROM keyless WHERE b = 'v1')",
         "UPDATE parts SET v = '日本' WHERE id = 250",
         "UPDATE \"Odd Schema\".\"Ta\"\"ble\" SET \"Co l\" = NULL",
-        "DELETE FROM ONLY parent WHERE id = 1",
+        "DELETE FROM ONLY parent WHERE id = 1; INSERT INTO heir VALUES (1, 1)",
         "CREATE TABLE only_here (id int)",
     ];
     new.run("postgres", &damages.join(";")).await;
@@ -105,7 +105,8 @@ async fn two_majors_equal_then_each_difference_found_then_repaired() {
     assert_eq!(only(&report, "Ta\"ble"), (DifferenceKind::Changed, "select=1".into(), vec!["Co l".into()]));
     assert_eq!(only(&report, "parent"), (DifferenceKind::Missing, "id=1".into(), vec![]));
     assert_eq!(only(&report, "only_here"), (DifferenceKind::Extra, "table".into(), vec![]));
-    assert_eq!(report.differences, 9);
+    assert_eq!(table(&report, "heir").differences, 1);
+    assert_eq!(report.differences, 10);
 
     let text = serde_json::to_string(&report).unwrap();
     assert_eq!(serde_json::from_str::<Report>(&text).unwrap(), report);
@@ -122,7 +123,8 @@ async fn two_majors_equal_then_each_difference_found_then_repaired() {
     assert_eq!(table(&report, "rich").repaired, 1);
     let report = compare(&old, &new, &Options::default()).await;
     let left: Vec<_> = report.tables.iter().filter(|table| table.differences > 0).map(|table| table.name.as_str()).collect();
-    assert_eq!(left, ["keyless", "only_here"], "a table without key and a table on one side need a person");
+    assert_eq!(left, ["heir", "keyless", "only_here"], "tables without key and tables on one side need a person");
+    assert_eq!(table(&report, "heir").differences, 1, "a repair of the parent leaves the heir's rows alone");
 
     // Columns on one side and other types are notes; keys of other integer types order alike.
     new.run("postgres", "ALTER TABLE multi ALTER a TYPE int, ADD more text; ALTER TABLE parts DROP COLUMN v").await;
@@ -136,6 +138,25 @@ async fn two_majors_equal_then_each_difference_found_then_repaired() {
     let (a, b) = (old.url("postgres", "postgres"), new.url("postgres", "postgres"));
     let error = verify::<NoFollower>(&a, &b, None, &options, &Progress::default()).await.unwrap_err();
     assert!(matches!(error, ValidateError::NoSuchTable(name) if name == "nope"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_majors_read_alike_and_what_cannot_be_read_is_said() {
+    for (old, new) in [(14, 17), (16, 18)] {
+        let (old, new) = (Server::start(old, &[]), Server::start(new, &[]));
+        old.run("postgres", SCHEMA).await;
+        new.run("postgres", SCHEMA).await;
+        let report = compare(&old, &new, &Options::default()).await;
+        assert_eq!((report.differences, report.unread), (0, 0), "{report:#?}");
+
+        new.run("postgres", "CREATE ROLE weak LOGIN; GRANT SELECT ON texts, multi TO weak").await;
+        let (owner, follower) = (old.url("postgres", "postgres"), new.url("weak", "postgres"));
+        let tables = Some(["texts", "rich", "multi"].map(str::to_owned).to_vec());
+        let options = Options { tables, workers: 1, ..Options::default() };
+        let report = verify::<NoFollower>(&owner, &follower, None, &options, &Progress::default()).await.unwrap();
+        assert_eq!((report.unread, report.differences, table(&report, "texts").rows, table(&report, "multi").rows), (1, 0, 300, 300));
+        assert!(table(&report, "rich").skipped.as_ref().is_some_and(|reason| reason.contains("permission denied")), "{report:#?}");
+    }
 }
 
 /// Stands for a feed that is always where it should be: the owner itself.
@@ -204,6 +225,72 @@ async fn an_owner_under_load_equals_itself_and_keeps_no_slot() {
     assert!(positions.windows(2).all(|pair| pair[0] < pair[1]), "{positions:?}");
     let slots = server.client("postgres").await.query("SELECT 1 FROM pg_replication_slots", &[]).await.unwrap();
     assert!(slots.is_empty());
+}
+
+/// Knows from the change stream how many rows were committed at a position.
+struct Counter {
+    client: tokio_postgres::Client,
+    expected: AtomicU64,
+}
+
+#[async_trait]
+impl Follower for Counter {
+    type Hold = ();
+
+    async fn hold_at(&self, lsn: Lsn, _: Duration) -> Result<(), String> {
+        // The position to decode to may lie inside a transaction; what counts is each one's own end.
+        let text = format!(
+            "SELECT data FROM pg_logical_slot_peek_binary_changes('witness', '{}', NULL, 'proto_version', '1', 'publication_names', 'p')",
+            Lsn(lsn.0 + 8192)
+        );
+        let (mut counted, mut pending) = (0, 0);
+        for row in self.client.query(&text, &[]).await.map_err(|error| error.to_string())? {
+            let data: Vec<u8> = row.get(0);
+            match data[0] {
+                b'I' => pending += 1,
+                // Commit: flags, its own position, its end.
+                b'C' => {
+                    let end = Lsn(u64::from_be_bytes(data[10..18].try_into().unwrap()));
+                    counted += if end <= lsn { pending } else { 0 };
+                    pending = 0;
+                }
+                _ => {}
+            }
+        }
+        self.expected.store(counted, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+/// The snapshot holds exactly the transactions whose end is at or before the position that the feed is held at.
+#[tokio::test(flavor = "multi_thread")]
+async fn position_and_snapshot_are_one_pair_under_load() {
+    let server = Server::start(15, &["wal_level=logical"]);
+    server.run("postgres", "CREATE TABLE log (id bigserial PRIMARY KEY, v int); CREATE PUBLICATION p FOR TABLE log").await;
+    server.run("postgres", "SELECT pg_create_logical_replication_slot('witness', 'pgoutput')").await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut writers = Vec::new();
+    for rows in 1..=4 {
+        let (client, stop) = (server.client("postgres").await, Arc::clone(&stop));
+        writers.push(tokio::spawn(async move {
+            while !stop.load(Ordering::SeqCst) {
+                client.batch_execute(&format!("INSERT INTO log (v) SELECT generate_series(1, {rows})")).await.unwrap();
+            }
+        }));
+    }
+    let url = server.url("postgres", "postgres");
+    let counter = Counter { client: server.client("postgres").await, expected: AtomicU64::new(0) };
+    let mut last = 0;
+    for _ in 0..12 {
+        let report = verify(&url, &url, Some(&counter), &Options::default(), &Progress::default()).await.unwrap();
+        assert_eq!((report.rows, report.differences), (counter.expected.load(Ordering::SeqCst), 0), "at {}", report.lsn);
+        assert!(report.rows > last, "the load went on");
+        last = report.rows;
+    }
+    stop.store(true, Ordering::SeqCst);
+    for writer in writers {
+        writer.await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -190,8 +190,9 @@ const SERVER: &str = "
     FROM pg_catalog.pg_database d, pg_catalog.pg_roles r, pg_catalog.pg_control_system() s
     WHERE d.datname = pg_catalog.current_database() AND r.rolname = current_user";
 
+/// What a new session gets: the settings of this one are its own.
 const SETTINGS: &str = "
-    SELECT name, setting FROM pg_catalog.pg_settings WHERE name IN ('wal_level', 'max_replication_slots', 'max_wal_senders',
+    SELECT name, reset_val FROM pg_catalog.pg_settings WHERE name IN ('wal_level', 'max_replication_slots', 'max_wal_senders',
         'wal_sender_timeout', 'max_slot_wal_keep_size', 'default_transaction_read_only', 'standard_conforming_strings')";
 
 /// Keyed: UPDATE and DELETE can be published as things are.

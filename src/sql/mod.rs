@@ -19,6 +19,7 @@
 mod analyse;
 mod classifier;
 mod facts;
+mod names;
 mod normalise;
 mod tree;
 
@@ -44,7 +45,7 @@ pub enum Kind {
     Session(SessionEffect),
     /// DDL.
     SchemaChange,
-    /// COPY, either direction.
+    /// COPY, either direction: count it as a write.
     Copy,
     /// Not parsed, or its effect cannot be known: counts as a write, goes to the source only.
     Unknown,

@@ -7,18 +7,13 @@
 
 /// An integer up to 2^31-1 (`ICONST`).
 const MARK_INTEGER: u8 = 1;
-/// Any other number without prefix or underscore (`FCONST`).
+/// Any other decimal number (`FCONST`).
 const MARK_NUMBER: u8 = 2;
-/// A string in any of its spellings (`SCONST`).
+/// A string: `'…'`, `E'…'`, `$tag$…$tag$` (`SCONST`).
 const MARK_STRING: u8 = 3;
-/// `B'…'` (`BCONST`)
-const MARK_BITS: u8 = 4;
-/// `X'…'` (`XCONST`)
-const MARK_HEX: u8 = 5;
-/// A hexadecimal, octal or binary number, or one with underscores.
-const MARK_OTHER_NUMBER: u8 = 6;
-/// `U&'…'` (`USCONST`: may be followed by UESCAPE)
-const MARK_UNICODE: u8 = 7;
+/// Bit strings, `U&'…'`, numbers with prefix or underscores: rare, and whether the grammar takes them depends on what is in
+/// them, so that they stay in the key as written.
+const MARK_KEPT: u8 = 4;
 
 /// What the pass found besides the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -107,7 +102,7 @@ impl Lexer<'_> {
 
     /// `a.5` never occurs in SQL, `a[.5]` and `(.5)` do; after `.` (as in `1..5`) a number would swallow it.
     fn number_may_follow(&self) -> bool {
-        !self.key.last().is_some_and(|last| *last == b'.')
+        self.key.last().is_none_or(|last| *last != b'.')
     }
 
     /// White space and comments: one blank, or one line end if any is among them (`'a' ⏎ 'b'` is one literal).
@@ -175,7 +170,7 @@ impl Lexer<'_> {
     }
 
     fn emit(&mut self, start: usize, mark: u8) {
-        if self.replace {
+        if self.always || self.replace && mark != MARK_KEPT {
             self.key.push(mark);
         } else {
             let end = self.at.min(self.bytes.len());
@@ -237,7 +232,7 @@ impl Lexer<'_> {
         let start = self.at;
         let mut mark = MARK_INTEGER;
         if self.peek(0) == b'0' && matches!(self.peek(1), b'x' | b'X' | b'o' | b'O' | b'b' | b'B') && self.peek(2).is_ascii_alphanumeric() {
-            mark = MARK_OTHER_NUMBER;
+            mark = MARK_KEPT;
             self.at += 2;
             while self.peek(0).is_ascii_alphanumeric() || self.peek(0) == b'_' {
                 self.at += 1;
@@ -246,7 +241,7 @@ impl Lexer<'_> {
             let digits = |lexer: &mut Self, mark: &mut u8| {
                 while lexer.peek(0).is_ascii_digit() || lexer.peek(0) == b'_' && lexer.peek(1).is_ascii_digit() {
                     if lexer.peek(0) == b'_' {
-                        *mark = MARK_OTHER_NUMBER;
+                        *mark = MARK_KEPT;
                     }
                     lexer.at += 1;
                 }
@@ -292,12 +287,18 @@ impl Lexer<'_> {
         let start = self.at;
         match (self.peek(0).to_ascii_lowercase(), self.peek(1), self.peek(2)) {
             (b'e', b'\'', _) => return self.string(start, 1, MARK_STRING, true),
-            (b'n', b'\'', _) => return self.string(start, 1, MARK_STRING, false),
-            (b'b', b'\'', _) => return self.string(start, 1, MARK_BITS, false),
-            (b'x', b'\'', _) => return self.string(start, 1, MARK_HEX, false),
+            // The grammar reads NCHAR 'x', a cast; the literal is next.
+            (b'n', b'\'', _) => {
+                self.first = false;
+                self.at += 1;
+                self.copy(start);
+                return Ok(());
+            }
+            (b'b', b'\'', _) => return self.string(start, 1, MARK_KEPT, false),
+            (b'x', b'\'', _) => return self.string(start, 1, MARK_KEPT, false),
             // Which name it is depends on the literal after UESCAPE.
             (b'u', b'&', b'"') => return Err(Uncertain("a name with Unicode escapes")),
-            (b'u', b'&', b'\'') => return self.string(start, 2, MARK_UNICODE, false),
+            (b'u', b'&', b'\'') => return self.string(start, 2, MARK_KEPT, false),
             _ => {}
         }
         while self.bytes.get(self.at).copied().is_some_and(is_identifier) {
@@ -360,7 +361,7 @@ pub(super) fn for_people(text: &str, chars_max: usize) -> String {
     let mut shown = String::new();
     for character in key.chars().take(chars_max) {
         match character {
-            '\u{1}'..='\u{7}' => {
+            '\u{1}'..='\u{4}' => {
                 next = next.saturating_add(1);
                 shown.push_str(&format!("${next}"));
             }
@@ -372,4 +373,23 @@ pub(super) fn for_people(text: &str, chars_max: usize) -> String {
         Some((end, _)) => shown.get(..end).unwrap_or_default().to_owned(),
         None => shown,
     }
+}
+
+/// A text with this key: its marks become literals of their kinds.
+#[cfg(test)]
+pub(super) fn refill(key: &[u8]) -> String {
+    let mut text = Vec::new();
+    for byte in key {
+        // Two literals side by side are an error; written together they would be one.
+        if *byte == MARK_STRING && text.last() == Some(&b'\'') {
+            text.push(b' ');
+        }
+        match *byte {
+            MARK_INTEGER => text.extend(b"7"),
+            MARK_NUMBER => text.extend(b"7.5"),
+            MARK_STRING => text.extend(b"'z'"),
+            other => text.push(other),
+        }
+    }
+    String::from_utf8(text).unwrap()
 }

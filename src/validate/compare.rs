@@ -215,6 +215,8 @@ mod tests {
             bytes: 0,
             owner_query: String::new(),
             follower_query: String::new(),
+            owner_from: String::new(),
+            follower_from: String::new(),
             writable: Vec::new(),
         }
     }

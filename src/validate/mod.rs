@@ -14,6 +14,7 @@
 //! - Bounded memory: rows are streamed; examples and keys to repair are counted.
 //! - A report holds no values except keys, and of rows without a key only a hash.
 //! - Nothing is written unless `repair` was said, and then only on the follower while its feed is held.
+//! - The snapshots keep vacuum from cleaning up as long as the longest table takes, on both sides; they end with the last one.
 //! - No exit path leaves a slot behind: the slot is temporary, and its connection ends before the comparison starts.
 //!
 //! Sources: PostgreSQL documentation, "CREATE_REPLICATION_SLOT", "SET TRANSACTION"; Vitess VDiff v2 (`table_differ.go`).
@@ -133,6 +134,10 @@ pub struct Report {
     pub rows: u64,
     /// Differences in all tables.
     pub differences: u64,
+    /// Tables that could not be read (`TableReport::skipped` says why): while this is not 0, the comparison proves nothing
+    /// about them. Tables left out by design are not counted.
+    #[serde(default)]
+    pub unread: u64,
     /// From start to end.
     pub seconds: f64,
     /// How long the feed was held.

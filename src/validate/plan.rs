@@ -55,6 +55,10 @@ pub(super) struct Plan {
     pub bytes: u64,
     pub owner_query: String,
     pub follower_query: String,
+    /// As a FROM item, with `ONLY` where heirs are tables of their own.
+    pub owner_from: String,
+    /// Likewise.
+    pub follower_from: String,
     /// Columns to write when repairing: name and the follower's type.
     pub writable: Vec<Column>,
 }
@@ -179,10 +183,12 @@ fn plan(schema: &str, name: &str, owner: &Table, follower: &Table) -> Option<Pla
     let others: Vec<String> =
         common.iter().map(|(column, _)| column.name.clone()).filter(|name| !key.iter().any(|(own, _)| own == name)).collect();
     let writable = common.iter().filter(|(_, theirs)| !theirs.generated).map(|(_, theirs)| (*theirs).clone()).collect();
-    let query = |side: &Table| select(schema, name, side.partitioned, &key, &others);
+    let (owner_from, follower_from) = (from_clause(schema, name, owner), from_clause(schema, name, follower));
     Some(Plan {
-        owner_query: query(owner),
-        follower_query: query(follower),
+        owner_query: select(&owner_from, &key, &others),
+        follower_query: select(&follower_from, &key, &others),
+        owner_from,
+        follower_from,
         schema: schema.to_owned(),
         name: name.to_owned(),
         keyed: chosen.is_some(),
@@ -205,11 +211,11 @@ fn order(owner: &Column, follower: &Column) -> Order {
 }
 
 /// A plain table's own rows only (its heirs are tables of their own); a partitioned table's rows are its partitions'.
-pub(super) fn from_clause(schema: &str, name: &str, partitioned: bool) -> String {
-    format!("{}{}.{}", if partitioned { "" } else { "ONLY " }, quote(schema), quote(name))
+fn from_clause(schema: &str, name: &str, table: &Table) -> String {
+    format!("{}{}.{}", if table.partitioned { "" } else { "ONLY " }, quote(schema), quote(name))
 }
 
-fn select(schema: &str, name: &str, partitioned: bool, key: &[(String, Order)], others: &[String]) -> String {
+fn select(from: &str, key: &[(String, Order)], others: &[String]) -> String {
     let selected = |(name, order): &(String, Order)| match order {
         Order::Integer | Order::Native => quote(name),
         Order::Text => format!("{}::text", quote(name)),
@@ -221,11 +227,11 @@ fn select(schema: &str, name: &str, partitioned: bool, key: &[(String, Order)], 
     };
     // Names in ORDER BY that stand alone would mean the output columns, whose order is the same.
     let order_by: Vec<String> = key.iter().map(sorted).collect();
-    let from = from_clause(schema, name, partitioned);
     format!("COPY (SELECT {} FROM {from} ORDER BY {}) TO STDOUT", columns.join(", "), order_by.join(", "))
 }
 
-/// Partitions are compared through their root; `understudy` is ours.
+/// Partitions are compared through their root; `understudy` is ours. A table that was never analysed is taken to have rows of
+/// 100 bytes.
 const TABLES: &str = "
     SELECT n.nspname::text, c.relname::text, c.relkind = 'p', c.relpersistence = 'u',
            EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
@@ -240,7 +246,7 @@ const TABLES: &str = "
                  unnest(i.indkey[0:i.indnkeyatts - 1]) WITH ORDINALITY k(attnum, n)
             JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum), '{}')
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace,
-    LATERAL (SELECT coalesce(sum(greatest(p.reltuples, 0)), 0)::bigint AS rows,
+    LATERAL (SELECT coalesce(sum(CASE WHEN p.reltuples < 0 THEN pg_catalog.pg_relation_size(p.oid) / 100 ELSE p.reltuples END), 0)::bigint AS rows,
                     coalesce(sum(pg_catalog.pg_relation_size(p.oid)), 0)::bigint AS bytes
              FROM pg_catalog.pg_class p
              WHERE p.oid = c.oid OR c.relkind = 'p' AND p.relkind = 'r'

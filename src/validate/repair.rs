@@ -3,7 +3,7 @@
 
 use super::{
     ValidateError,
-    plan::{Plan, from_clause, quote},
+    plan::{Order, Plan, quote},
     session::Session,
     snapshot::Pair,
 };
@@ -42,17 +42,16 @@ async fn rows(owner: &Session, follower: &Session, plan: &Plan, keys: &[Vec<Stri
         .iter()
         .zip(&names)
         .map(|((column, order), name)| match order {
-            super::plan::Order::Integer => format!("x.{} = wanted.{name}::bigint", quote(column)),
-            super::plan::Order::Native => format!("x.{} = wanted.{name}::uuid", quote(column)),
-            super::plan::Order::Text => format!("x.{}::text = wanted.{name}", quote(column)),
+            Order::Integer => format!("x.{} = wanted.{name}::bigint", quote(column)),
+            Order::Native => format!("x.{} = wanted.{name}::uuid", quote(column)),
+            Order::Text => format!("x.{}::text = wanted.{name}", quote(column)),
         })
         .collect();
     let matches = matches.join(" AND ");
 
-    let delete = format!("DELETE FROM {target} AS x USING {wanted} WHERE {matches}");
+    let delete = format!("DELETE FROM {} AS x USING {wanted} WHERE {matches}", plan.follower_from);
     let deleted = follower.client.execute(&delete, &[]).await.map_err(|error| follower.error("deleting rows to repair", &error))?;
-    let partitioned = !plan.owner_query.contains(" FROM ONLY ");
-    let from = from_clause(&plan.schema, &plan.name, partitioned);
+    let from = &plan.owner_from;
     let selected: Vec<String> = plan.writable.iter().map(|column| format!("x.{}", quote(&column.name))).collect();
     let read = format!("COPY (SELECT {} FROM {from} AS x JOIN {wanted} ON {matches}) TO STDOUT", selected.join(", "));
     let source = owner.client.copy_out(&read).await.map_err(|error| owner.error("reading rows to repair", &error))?;

@@ -50,6 +50,8 @@ pub async fn verify<F: Follower>(
     drop(pair);
 
     let mut damaged = Vec::new();
+    // What `decide` has skipped, it has skipped by design.
+    let unread = results.iter().flatten().filter(|(_, report, _)| report.skipped.is_some()).count() as u64;
     for (plan, report, keys) in results.into_iter().flatten() {
         if !keys.is_empty() {
             damaged.push((plan, tables.len(), keys));
@@ -72,6 +74,7 @@ pub async fn verify<F: Follower>(
         lsn,
         rows: tables.iter().map(|table| table.rows).sum(),
         differences: tables.iter().map(|table| table.differences).sum(),
+        unread,
         tables,
         seconds: started.elapsed().as_secs_f64(),
         pause_ms: pause.as_secs_f64() * 1e3,
