@@ -178,10 +178,14 @@ impl Drop for Held {
 impl Follower for Myself {
     type Hold = Held;
 
-    async fn hold_at(&self, lsn: Lsn, _: Duration) -> Result<Held, String> {
-        self.at.lock().unwrap().push(lsn);
+    fn hold(&self) -> Held {
         self.held.store(true, Ordering::SeqCst);
-        Ok(Held(Arc::clone(&self.held)))
+        Held(Arc::clone(&self.held))
+    }
+
+    async fn advance(&self, _: &Held, lsn: Lsn, _: Duration) -> Result<(), String> {
+        self.at.lock().unwrap().push(lsn);
+        Ok(())
     }
 }
 

@@ -385,6 +385,12 @@ impl Controller {
         rows.push(vec![json!("total"), json!(report.rows), json!(report.differences), json!(report.seconds), json!(format!("at {}", report.lsn))]);
         let what = format!("{} rows of {} tables compared at {}", report.rows, report.tables.len(), report.lsn);
         let data = json!({"rows": report.rows, "tables": report.tables.len(), "differences": report.differences, "seconds": report.seconds, "pause_ms": report.pause_ms});
+        let skipped: Vec<_> = report.tables.iter().filter_map(|table| table.skipped.as_ref().map(|why| format!("{}.{} could not be read: {why}", table.schema, table.name))).collect();
+        if report.differences == 0 && report.unread > 0 {
+            let message = format!("{name} and the owner could not be compared in full: {}. {what}. Mend that and VERIFY {name} again", skipped.join("; "));
+            self.repository.record(Severity::Alert, "validate", &managed.database.name, name, &message, data);
+            return Err(CommandError::Refused(message));
+        }
         if report.differences == 0 {
             let message = format!("{name} and the owner are equal: {what}");
             self.repository.record(Severity::Info, "validate", &managed.database.name, name, &message, data);
