@@ -125,12 +125,8 @@ impl Applier {
             .attempt("read which tables are set aside")?;
         let mut held = std::collections::BTreeMap::new();
         for row in &rows {
-            let entry = Held {
-                proposal: row.get(2),
-                state: HeldState::parse(row.get(3)),
-                reason: row.get(4),
-                since: session::lsn(row.get(5))?,
-            };
+            let entry =
+                Held { proposal: row.get(2), state: HeldState::parse(row.get(3)), reason: row.get(4), since: session::lsn(row.get(5))? };
             held.insert((row.get(0), row.get(1)), entry);
         }
         *lock(&self.shared.held) = held;
@@ -405,7 +401,8 @@ impl Applier {
 pub(super) const BEGIN: &str = "BEGIN; SET CONSTRAINTS ALL DEFERRED";
 
 /// Moves the progress, inside the transaction that makes it true.
-const PROGRESS: &str = "UPDATE understudy.progress SET commit_lsn = $2::text::pg_lsn, end_lsn = $3::text::pg_lsn, at = now() WHERE feed = $1";
+const PROGRESS: &str =
+    "UPDATE understudy.progress SET commit_lsn = $2::text::pg_lsn, end_lsn = $3::text::pg_lsn, at = now() WHERE feed = $1";
 
 fn kind_of(message: &Message) -> &'static str {
     match message {

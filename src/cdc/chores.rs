@@ -251,6 +251,10 @@ async fn release(shared: &Shared, table: &TableName, since: Lsn) -> Result<(), C
     drop(waiting);
     let (reply, answer) = oneshot::channel();
     let gone = |_| CdcError::Stopped("the feed is gone".into());
-    shared.commands.send(Command::Release { table: table.clone(), reply }).await.map_err(|_| CdcError::Stopped("the feed is gone".into()))?;
+    shared
+        .commands
+        .send(Command::Release { table: table.clone(), reply })
+        .await
+        .map_err(|_| CdcError::Stopped("the feed is gone".into()))?;
     answer.await.map_err(gone)?
 }

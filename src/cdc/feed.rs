@@ -180,12 +180,7 @@ impl Feed {
     }
 
     /// Waits for a condition on the applied position, and hurries the owner meanwhile.
-    async fn wait<T>(
-        &self,
-        timeout: Duration,
-        what: &str,
-        condition: impl Fn() -> Option<Result<T, CdcError>>,
-    ) -> Result<T, CdcError> {
+    async fn wait<T>(&self, timeout: Duration, what: &str, condition: impl Fn() -> Option<Result<T, CdcError>>) -> Result<T, CdcError> {
         let shared = self.shared();
         if let Some(result) = condition() {
             return result;

@@ -160,8 +160,7 @@ impl Applier {
             .attempt("set a table aside")?;
         let mut held = lock(&self.shared.held);
         let new = !held.contains_key(table);
-        let entry =
-            held.entry(table.clone()).or_insert(Held { proposal, state, reason: reason.to_owned(), since: group.commit_lsn });
+        let entry = held.entry(table.clone()).or_insert(Held { proposal, state, reason: reason.to_owned(), since: group.commit_lsn });
         if proposal > 0 {
             entry.proposal = proposal;
         }
