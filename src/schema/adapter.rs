@@ -1,59 +1,322 @@
-//! The CDC Agent's face of the Schema Adaptation Engine.
+//! The engine at its place in the stream: one message in, statements and proposals out.
 
-use crate::{lsn::Lsn, metadata::Repository};
-use arc_swap::ArcSwap;
-use std::sync::Arc;
+use super::{
+    SchemaError,
+    catalog::{Catalog, Table},
+    message::Message,
+    plan::Planned,
+    policy,
+};
+use crate::{
+    lsn::Lsn,
+    metadata::{ProposalDraft, ProposalState, Repository},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+use tokio_postgres::Client;
 
-/// Could not adapt.
-#[derive(Debug, thiserror::Error)]
-pub enum SchemaError {
-    /// From a server.
-    #[error("{0}")]
-    Postgres(#[from] tokio_postgres::Error),
+/// What the applier does about a DDL message.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Adaptation {
+    /// Proposal id and statements to run inside this transaction, in order (approved by policy). One savepoint per proposal.
+    pub run_now: Vec<(i64, Vec<String>)>,
+    /// Proposal id and statements to run after the commit, each outside a transaction (CREATE INDEX CONCURRENTLY, VALIDATE).
+    pub run_after: Vec<(i64, Vec<String>)>,
+    /// Proposal id, schema, table: rows of the table are spooled until a person decides.
+    pub hold: Vec<(i64, String, String)>,
+    /// Schema, table whose rows must be copied again, because the owner rewrote them without telling the stream. For a table that is also
+    /// in `hold`: after its proposal was decided.
+    pub recopy: Vec<(String, String)>,
+    /// The applier must commit this transaction before it applies the owner's next one: a new enum label is usable only then
+    /// (SQLSTATE 55P04).
+    pub commit_alone: bool,
 }
 
-/// Decides what a schema change means for the other side.
-pub struct Adapter {}
+/// Messages whose effect on the engine's memory can be taken back, newest last: at least as many as one owner's transaction may reasonably
+/// hold, because the applier that starts over delivers a whole transaction again. Older ones are forgotten.
+const LOG_LENGTH_MAX: usize = 512;
 
-/// What to do.
-#[derive(Default, Debug)]
-pub struct Adaptation {
-    /// Inside the transaction.
-    pub run_now: Vec<(i64, Vec<String>)>,
-    /// After it.
-    pub run_after: Vec<(i64, Vec<String>)>,
-    /// Hold.
-    pub hold: Vec<(i64, String, String)>,
-    /// Copy again.
-    pub recopy: Vec<(String, String)>,
+/// How one message changed the memory.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct LogEntry {
+    lsn: Lsn,
+    /// What was there before, for what the message changed; `None`: nothing.
+    before: Patch,
+    /// Proposals it led to.
+    proposals: Vec<i64>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Patch {
+    tables: BTreeMap<i64, Option<Table>>,
+    types: BTreeMap<i64, Option<super::catalog::UserType>>,
+    sequences: BTreeMap<i64, Option<super::catalog::Sequence>>,
+    schemas: BTreeMap<i64, Option<super::catalog::Namespace>>,
+}
+
+fn patch_map<T: Clone + PartialEq>(before: &BTreeMap<i64, T>, after: &BTreeMap<i64, T>) -> BTreeMap<i64, Option<T>> {
+    let keys: BTreeSet<i64> = before.keys().chain(after.keys()).copied().collect();
+    keys.into_iter().filter(|key| before.get(key) != after.get(key)).map(|key| (key, before.get(&key).cloned())).collect()
+}
+
+fn restore_map<T>(map: &mut BTreeMap<i64, T>, patch: BTreeMap<i64, Option<T>>) {
+    for (key, value) in patch {
+        match value {
+            Some(value) => map.insert(key, value),
+            None => map.remove(&key),
+        };
+    }
+}
+
+/// The owner's schema at the engine's place in the stream.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(super) struct Memory {
+    pub(super) catalog: Catalog,
+    log: Vec<LogEntry>,
+}
+
+impl Memory {
+    fn rewind(&mut self, lsn: Lsn) -> Vec<i64> {
+        let Some(at) = self.log.iter().position(|entry| entry.lsn == lsn) else { return vec![] };
+        let mut proposals = Vec::new();
+        for entry in self.log.drain(at..).rev() {
+            restore_map(&mut self.catalog.tables, entry.before.tables);
+            restore_map(&mut self.catalog.types, entry.before.types);
+            restore_map(&mut self.catalog.sequences, entry.before.sequences);
+            restore_map(&mut self.catalog.schemas, entry.before.schemas);
+            proposals.extend(entry.proposals);
+        }
+        proposals.sort_unstable();
+        proposals
+    }
+}
+
+/// The Schema Adaptation Engine for one shadow.
+pub struct Adapter {
+    pub(super) database: String,
+    pub(super) shadow: String,
+    pub(super) repository: Repository,
+    auto_approve: Arc<arc_swap::ArcSwap<f64>>,
+    pub(super) memory: tokio::sync::Mutex<Option<Memory>>,
+    /// Proposals of a transaction that is being delivered again, to be used again.
+    again: std::sync::Mutex<BTreeSet<i64>>,
+}
+
+/// A suggestion and the owner's table (schema, name) whose rows it may hold back.
+pub(super) struct Step {
+    pub(super) planned: Planned,
+    pub(super) table: Option<(String, String)>,
 }
 
 impl Adapter {
-    /// New.
-    pub fn new(_database: String, _shadow: String, _repository: Repository, _auto_approve: Arc<ArcSwap<f64>>) -> Self {
-        Adapter {}
+    /// An engine for `shadow` of `database`. `auto_approve` is read anew for every message.
+    pub fn new(database: String, shadow: String, repository: Repository, auto_approve: Arc<arc_swap::ArcSwap<f64>>) -> Self {
+        Adapter { database, shadow, repository, auto_approve, memory: tokio::sync::Mutex::default(), again: std::sync::Mutex::default() }
     }
 
-    /// Decide.
-    pub async fn adapt(&self, _ddl_json: &[u8], _lsn: Lsn, _target: &tokio_postgres::Client) -> Result<Adaptation, SchemaError> {
-        Ok(Adaptation::default())
+    /// The policy's threshold now.
+    pub(super) fn threshold(&self) -> f64 {
+        **self.auto_approve.load()
     }
 
-    /// Remember.
-    pub async fn baseline(&self, _source: &tokio_postgres::Client) -> Result<(), SchemaError> {
+    /// Where the memory is kept in the repository: its place in the stream is this shadow's own.
+    fn side(&self) -> String {
+        format!("source@{}", self.shadow)
+    }
+
+    /// Remembers the owner's catalog as it is now, and forgets what was known. To be called when a feed is set up, before its first message.
+    ///
+    /// # Errors
+    /// [`SchemaError`]
+    pub async fn baseline(&self, source: &Client) -> Result<(), SchemaError> {
+        let memory = Memory { catalog: Catalog::load(source).await?, log: Vec::new() };
+        self.store(&memory, Lsn::ZERO)?;
+        *self.memory.lock().await = Some(memory);
+        Ok(())
+    }
+
+    fn store(&self, memory: &Memory, lsn: Lsn) -> Result<(), SchemaError> {
+        let document = serde_json::to_value(memory).map_err(|error| SchemaError::Catalog(error.to_string()))?;
+        Ok(self.repository.store_schema(&self.database, &self.side(), lsn, &document)?)
+    }
+
+    pub(super) fn recall(&self) -> Result<Memory, SchemaError> {
+        match self.repository.newest_schema(&self.database, &self.side())? {
+            Some((_, document)) => serde_json::from_value(document).map_err(|error| SchemaError::Catalog(error.to_string())),
+            None => Ok(Memory::default()),
+        }
+    }
+
+    /// Takes one DDL message at its place in the stream. `target` is the applier's connection, inside the open transaction in which the
+    /// messages and rows before this one were applied. Given the same message again (after a crash or a rolled back transaction), the
+    /// answer is the same and no second proposal is made.
+    ///
+    /// # Errors
+    /// [`SchemaError`]: the shadow or the repository could not be asked; nothing was changed.
+    pub async fn adapt(&self, ddl_json: &[u8], lsn: Lsn, target: &Client) -> Result<Adaptation, SchemaError> {
+        let message = Message::parse(ddl_json);
+        let mut guard = self.memory.lock().await;
+        let mut memory = match guard.as_ref() {
+            Some(memory) => memory.clone(),
+            None => self.recall()?,
+        };
+        let again = memory.rewind(lsn);
+        let target_catalog = Catalog::load(target).await?;
+        let before = memory.catalog.clone();
+        let steps = self.steps(&message, &mut memory.catalog, &target_catalog, target).await?;
+        let reusable = {
+            let mut waiting = self.again.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            waiting.extend(again);
+            waiting.clone()
+        };
+        let (adaptation, proposals) = self.decide(steps, reusable)?;
+        memory.log.push(LogEntry {
+            lsn,
+            before: Patch {
+                tables: patch_map(&before.tables, &memory.catalog.tables),
+                types: patch_map(&before.types, &memory.catalog.types),
+                sequences: patch_map(&before.sequences, &memory.catalog.sequences),
+                schemas: patch_map(&before.schemas, &memory.catalog.schemas),
+            },
+            proposals,
+        });
+        let surplus = memory.log.len().saturating_sub(LOG_LENGTH_MAX);
+        memory.log.drain(..surplus);
+        self.store(&memory, lsn)?;
+        *guard = Some(memory);
+        Ok(adaptation)
+    }
+
+    /// Stores proposals and sorts them by what happens next.
+    fn decide(&self, steps: Vec<Step>, mut reusable: BTreeSet<i64>) -> Result<(Adaptation, Vec<i64>), SchemaError> {
+        let mut adaptation = Adaptation::default();
+        let mut proposals = Vec::new();
+        for step in steps {
+            let draft = step.planned.draft;
+            let id = self.propose(&draft, &mut reusable)?;
+            proposals.push(id);
+            let case = policy::Case { confidence: draft.confidence, loses_data: draft.loses_data, has_sql: !draft.sql.is_empty() };
+            if policy::automatic(case, self.threshold()) {
+                adaptation.commit_alone |= draft.kind == "add_enum_value";
+                if draft.outside_transaction {
+                    adaptation.run_after.push((id, draft.sql));
+                } else {
+                    if draft.sql.iter().any(|sql| renamed(sql).is_some()) {
+                        self.rebase_pending(&draft)?;
+                    }
+                    adaptation.run_now.push((id, draft.sql));
+                }
+            } else if let (true, Some((schema, table))) = (draft.holds_table, &step.table) {
+                adaptation.hold.push((id, schema.clone(), table.clone()));
+            }
+            if let (true, Some(table)) = (step.planned.recopy, step.table)
+                && !adaptation.recopy.contains(&table)
+            {
+                adaptation.recopy.push(table);
+            }
+        }
+        *self.again.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = reusable;
+        Ok((adaptation, proposals))
+    }
+
+    fn propose(&self, draft: &ProposalDraft, reusable: &mut BTreeSet<i64>) -> Result<i64, SchemaError> {
+        for id in reusable.iter().copied().collect::<Vec<_>>() {
+            if self.repository.proposal(id).is_ok_and(|stored| stored.draft == *draft) {
+                reusable.remove(&id);
+                return Ok(id);
+            }
+        }
+        Ok(self.repository.propose(&self.database, &self.shadow, draft)?)
+    }
+
+    /// A rename overtakes proposals that wait: they are made anew under the new name. Every name in our SQL is quoted, so replacing is exact.
+    fn rebase_pending(&self, rename: &ProposalDraft) -> Result<(), SchemaError> {
+        let replacements: Vec<(String, String)> = rename.sql.iter().filter_map(|sql| renamed(sql)).collect();
+        for waiting in self.repository.proposals(Some(&self.database))? {
+            if waiting.shadow != self.shadow || waiting.state != ProposalState::Pending || waiting.draft.holds_table {
+                continue;
+            }
+            let apply = |text: &String| replacements.iter().fold(text.clone(), |text, (from, to)| text.replace(from.as_str(), to));
+            let same_table = waiting.draft.object == rename.object;
+            let touched = |text: &String| same_table && apply(text) != *text;
+            if !waiting.draft.sql.iter().any(touched) {
+                continue;
+            }
+            let draft = ProposalDraft {
+                sql: waiting.draft.sql.iter().map(apply).collect(),
+                undo: waiting.draft.undo.iter().map(apply).collect(),
+                ..waiting.draft.clone()
+            };
+            let id = self.repository.propose(&self.database, &self.shadow, &draft)?;
+            self.repository.decide(
+                waiting.id,
+                ProposalState::Superseded,
+                "policy",
+                "",
+                &format!("a rename overtook it: see proposal {id}"),
+            )?;
+        }
         Ok(())
     }
 }
 
-/// Capture on the source.
-pub mod capture {
-    /// Install.
-    pub fn install_sql(_publication: &str) -> String {
-        "CREATE SCHEMA IF NOT EXISTS understudy;".into()
+/// `ALTER TABLE x RENAME …` as (from, to), both spelled as in our other statements.
+fn renamed(sql: &str) -> Option<(String, String)> {
+    let rest = sql.strip_prefix("ALTER TABLE ")?;
+    if let Some((table, names)) = rest.split_once(" RENAME COLUMN ") {
+        let (from, to) = names.split_once(" TO ")?;
+        return Some((format!("ALTER TABLE {table} DROP COLUMN {from}"), format!("ALTER TABLE {table} DROP COLUMN {to}")));
+    }
+    if let Some((table, to)) = rest.split_once(" RENAME TO ") {
+        let schema = table.split_once("\".\"").map(|(schema, _)| format!("{schema}\""))?;
+        return Some((table.to_owned(), format!("{schema}.{to}")));
+    }
+    let (table, schema) = rest.split_once(" SET SCHEMA ")?;
+    let name = table.split_once("\".\"").map(|(_, name)| format!("\"{name}"))?;
+    Some((table.to_owned(), format!("{schema}.{name}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn renames_are_read_from_our_own_statements() {
+        for (sql, from, to) in [
+            (r#"ALTER TABLE "public"."a" RENAME TO "b""#, r#""public"."a""#, r#""public"."b""#),
+            (r#"ALTER TABLE "s"."a" SET SCHEMA "z""#, r#""s"."a""#, r#""z"."a""#),
+            (
+                r#"ALTER TABLE "s"."a" RENAME COLUMN "x" TO "y""#,
+                r#"ALTER TABLE "s"."a" DROP COLUMN "x""#,
+                r#"ALTER TABLE "s"."a" DROP COLUMN "y""#,
+            ),
+        ] {
+            assert_eq!(renamed(sql), Some((from.to_owned(), to.to_owned())));
+        }
+        assert_eq!(renamed("ALTER INDEX a RENAME TO b"), None);
     }
 
-    /// Remove.
-    pub fn remove_sql() -> String {
-        String::new()
+    #[test]
+    fn a_message_seen_again_finds_the_memory_as_it_was() {
+        let table = |name: &str| Table { oid: 1, schema: "public".into(), name: name.into(), ..Table::default() };
+        let mut memory = Memory::default();
+        memory.catalog.tables.insert(1, table("c"));
+        memory.log.push(LogEntry {
+            lsn: Lsn(10),
+            before: Patch { tables: BTreeMap::from([(1, Some(table("a")))]), ..Patch::default() },
+            proposals: vec![7],
+        });
+        memory.log.push(LogEntry {
+            lsn: Lsn(5),
+            before: Patch { tables: BTreeMap::from([(1, Some(table("b"))), (2, None)]), ..Patch::default() },
+            proposals: vec![8],
+        });
+        assert_eq!(memory.rewind(Lsn(99)), Vec::<i64>::new());
+        assert_eq!(memory.rewind(Lsn(10)), [7, 8]);
+        assert_eq!(memory.catalog.tables[&1].name, "a");
+        assert!(memory.log.is_empty());
     }
 }
