@@ -520,3 +520,74 @@ async fn what_cannot_work_says_what_to_do() {
     assert_eq!(cdc::leftovers(&conflicting.from).await.unwrap(), Vec::<String>::new());
     drop(a);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn schema_changes_travel_in_the_stream() {
+    let (old, new) = (Server::start(15, ""), Server::start(18, ""));
+    let (owner, follower) = (old.create("ddl").await, new.create("ddl").await);
+    owner
+        .batch_execute(
+            "CREATE TABLE o (id serial PRIMARY KEY, v text, n integer, gone text);
+             INSERT INTO o (v, n) SELECT 'r' || g, g FROM generate_series(1, 500) g; CREATE TYPE mood AS ENUM ('a')",
+        )
+        .await
+        .unwrap();
+    let spec = spec(&old, &new, "ddl", Direction::Forward);
+    let repository = Repository::in_memory().unwrap();
+    let feed = start(&spec, Start::Copy, &repository, &Fault::default());
+    streaming(&feed).await;
+    let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
+    let writer = old.client("ddl").await;
+    let writing = tokio::spawn(async move {
+        let mut n = 0;
+        while stopped.try_recv().is_err() {
+            n += 1;
+            writer.batch_execute(&format!("INSERT INTO o (v) VALUES ('w'); UPDATE o SET v = v || '.' WHERE id = {n}")).await.unwrap();
+        }
+    });
+    for ddl in [
+        "ALTER TABLE o ADD COLUMN note text DEFAULT 'x'",
+        "ALTER TABLE o ADD COLUMN at timestamptz DEFAULT now()",
+        "ALTER TABLE o ALTER COLUMN n TYPE bigint",
+        "CREATE INDEX o_v ON o (v)",
+        "BEGIN; INSERT INTO o (v) VALUES ('before'); ALTER TABLE o ADD COLUMN late integer; INSERT INTO o (v, late) VALUES ('after', 1); COMMIT",
+        "ALTER TYPE mood ADD VALUE 'b'",
+        "CREATE TABLE born (id integer PRIMARY KEY, v text); INSERT INTO born VALUES (1, 'x')",
+        "CREATE TABLE keyless_born (v text)",
+        "INSERT INTO keyless_born VALUES ('1'), ('2')",
+        "UPDATE keyless_born SET v = '3' WHERE v = '1'",
+        "ALTER TABLE o ADD COLUMN dice double precision DEFAULT random()",
+    ] {
+        owner.batch_execute(ddl).await.unwrap_or_else(|error| panic!("{ddl}: {error:?}"));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let settle = async |what: &str| {
+        eventually(what, async || {
+            catch_up(&feed, &owner).await;
+            let pending: Vec<_> =
+                repository.proposals(None).unwrap().into_iter().filter(|proposal| proposal.state == ProposalState::Pending).collect();
+            for proposal in &pending {
+                let _ = feed.approve(proposal, None, "test").await;
+            }
+            pending.is_empty() && feed.state().held_tables.is_empty()
+        })
+        .await;
+    };
+    settle("adapting under load").await;
+    stop.send(()).unwrap();
+    writing.await.unwrap();
+    settle("adapting").await;
+    for proposal in repository.proposals(None).unwrap() {
+        println!("{:?} {} {} {}", proposal.state, proposal.draft.kind, proposal.applied_sql, proposal.note);
+    }
+    assert_equal(&owner, &follower).await;
+    assert_eq!(feed.state().findings, 0, "{:?}", feed.state());
+    // Dropping a column loses data: it waits for a person, and nothing stands still meanwhile.
+    owner.batch_execute("ALTER TABLE o DROP COLUMN gone; INSERT INTO o (v) VALUES ('without')").await.unwrap();
+    catch_up(&feed, &owner).await;
+    settle("dropping").await;
+    assert_equal(&owner, &follower).await;
+    feed.stop().await;
+    cdc::disarm(&spec).await.unwrap();
+    assert_eq!(cdc::leftovers(&spec.from).await.unwrap(), Vec::<String>::new());
+}

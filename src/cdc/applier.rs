@@ -83,6 +83,8 @@ pub(super) struct Group {
     end: Lsn,
     /// Proposals run in it: recorded as applied once it is committed.
     pub decided: Vec<(i64, String)>,
+    /// Nothing may join it: the next transaction needs this one committed.
+    pub alone: bool,
     /// There is something for the chores after it.
     pub chores: bool,
 }
@@ -118,15 +120,21 @@ impl Applier {
         let rows = self
             .client
             .query(
-                "SELECT schema_name, table_name, proposal, state, reason, since_lsn::text FROM understudy.held_table WHERE feed = $1",
+                "SELECT schema_name, table_name, proposal, state, reason, since_lsn::text, recopy
+                 FROM understudy.held_table WHERE feed = $1",
                 &[&self.shared.feed],
             )
             .await
             .attempt("read which tables are set aside")?;
         let mut held = std::collections::BTreeMap::new();
         for row in &rows {
-            let entry =
-                Held { proposal: row.get(2), state: HeldState::parse(row.get(3)), reason: row.get(4), since: session::lsn(row.get(5))? };
+            let entry = Held {
+                proposal: row.get(2),
+                state: HeldState::parse(row.get(3)),
+                reason: row.get(4),
+                since: session::lsn(row.get(5))?,
+                recopy: row.get(6),
+            };
             held.insert((row.get(0), row.get(1)), entry);
         }
         *lock(&self.shared.held) = held;
@@ -217,13 +225,18 @@ impl Applier {
             if !self.transaction(&mut group).await? {
                 return Ok(false);
             }
-            if group.changes >= GROUP_CHANGES_MAX || group.commits_us.len() >= GROUP_TRANSACTIONS_MAX || self.start.marker.is_some() {
+            if group.alone
+                || group.changes >= GROUP_CHANGES_MAX
+                || group.commits_us.len() >= GROUP_TRANSACTIONS_MAX
+                || self.start.marker.is_some()
+            {
                 break;
             }
             let Some(Item::Message(Message::Begin { commit_lsn, .. }, _)) = self.queue.peek() else { break };
             let next = *commit_lsn;
             self.shared.in_flight.reset(next);
             if self.hold_position().is_some_and(|hold| next >= hold) {
+                self.shared.in_flight.reset(group.commit_lsn);
                 break;
             }
             self.queue.next().await;

@@ -38,9 +38,9 @@ CREATE TABLE IF NOT EXISTS understudy.spool (
     commit_lsn pg_lsn NOT NULL, change bytea NOT NULL);
 CREATE TABLE IF NOT EXISTS understudy.held_table (
     feed text NOT NULL, schema_name text NOT NULL, table_name text NOT NULL, proposal bigint NOT NULL DEFAULT 0,
-    state text NOT NULL, reason text NOT NULL, since_lsn pg_lsn NOT NULL, PRIMARY KEY (feed, schema_name, table_name));
+    state text NOT NULL, reason text NOT NULL, since_lsn pg_lsn NOT NULL, recopy boolean NOT NULL DEFAULT false, PRIMARY KEY (feed, schema_name, table_name));
 CREATE TABLE IF NOT EXISTS understudy.deferred (
-    id bigserial PRIMARY KEY, feed text NOT NULL, proposal bigint NOT NULL, sql text NOT NULL);
+    id bigserial PRIMARY KEY, feed text NOT NULL, proposal bigint NOT NULL, statements text[] NOT NULL);
 CREATE TABLE IF NOT EXISTS understudy.copied_table (
     id bigserial PRIMARY KEY, feed text NOT NULL, kind text NOT NULL, ident text NOT NULL);
 ";

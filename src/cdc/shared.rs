@@ -49,6 +49,8 @@ pub(super) struct Held {
     pub state: HeldState,
     pub reason: String,
     pub since: Lsn,
+    /// Its rows must be copied again once the proposal is decided.
+    pub recopy: bool,
 }
 
 /// What must happen before a table set aside goes on.
