@@ -2,7 +2,7 @@
 //! done again one by one, so that the one row or table at fault is found and the rest goes on.
 
 use super::{
-    CdcError,
+    CdcError, Direction,
     applier::{Applier, BEGIN, Group},
     error::{Attempt, Blame, blame, describe},
     pgoutput::{Message, Tuple},
@@ -10,7 +10,7 @@ use super::{
     session::Text,
     shared::{HeldState, TableName, lock},
 };
-use crate::lsn::Lsn;
+use crate::{lsn::Lsn, metadata::Severity};
 use bytes::Bytes;
 use futures_util::poll;
 use std::{pin::Pin, sync::Arc, task::Poll};
@@ -153,7 +153,19 @@ impl Applier {
         let Some((shape, _)) = self.relations.get(&relation) else {
             return Err(CdcError::Protocol("a change of a table that was not described".into()));
         };
-        match Plan::new(shape, target.as_ref()) {
+        let (shape, mut target) = (shape.clone(), target);
+        let mut fitted = Plan::new(&shape, target.as_ref());
+        while let (Direction::Reverse, Err(Misfit::NoColumn(name)), Some(table_there)) = (self.shared.spec.direction, &fitted, target.as_mut()) {
+            // On the way back the source's schema rules: what only the shadow had before the cutover stays there.
+            let message = format!(
+                "column {name} of {}.{} exists only on {}: on the way back its values are left out, and a rollback does without them",
+                table.0, table.1, self.shared.spec.shadow
+            );
+            self.shared.event(Severity::Warning, &message, serde_json::json!({"table": format!("{}.{}", table.0, table.1), "column": name}));
+            table_there.columns.insert(name.clone(), TargetColumn { type_name: "text".into(), generated: true, identity_always: false });
+            fitted = Plan::new(&shape, target.as_ref());
+        }
+        match fitted {
             Ok(plan) => {
                 let plan = Arc::new(plan);
                 self.plans.insert(relation, Arc::clone(&plan));

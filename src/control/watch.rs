@@ -208,12 +208,15 @@ async fn look_for_drift(
 
 /// Keeps what the classifier knows about functions, operators and views fresh.
 async fn refresh_facts(managed: Arc<Managed>) {
-    /// Changes whenever a function, operator, cast, view or rule does.
-    const SIGNATURE: &str = "SELECT pg_catalog.md5((SELECT coalesce(pg_catalog.string_agg(oid::text || provolatile || proname, ',' ORDER BY oid), '')
+    /// Changes whenever a function, operator, cast, relation, view, rule or policy does.
+    const SIGNATURE: &str = "SELECT pg_catalog.md5((SELECT coalesce(pg_catalog.string_agg(oid::text || provolatile::text || proname::text, ',' ORDER BY oid), '')
             FROM pg_catalog.pg_proc WHERE oid >= 16384)
         || (SELECT coalesce(pg_catalog.string_agg(oid::text || ':' || xmin::text, ',' ORDER BY oid), '') FROM pg_catalog.pg_rewrite WHERE oid >= 16384)
         || (SELECT coalesce(pg_catalog.string_agg(oid::text || ':' || xmin::text, ',' ORDER BY oid), '') FROM pg_catalog.pg_operator WHERE oid >= 16384)
-        || (SELECT coalesce(pg_catalog.string_agg(oid::text, ',' ORDER BY oid), '') FROM pg_catalog.pg_cast WHERE oid >= 16384))";
+        || (SELECT coalesce(pg_catalog.string_agg(oid::text, ',' ORDER BY oid), '') FROM pg_catalog.pg_cast WHERE oid >= 16384)
+        || (SELECT coalesce(pg_catalog.string_agg(oid::text || relkind::text || relpersistence::text || relrowsecurity::text || relname::text, ',' ORDER BY oid), '')
+            FROM pg_catalog.pg_class WHERE oid >= 16384 AND relkind IN ('r', 'p', 'v', 'm', 'f', 'S'))
+        || (SELECT coalesce(pg_catalog.string_agg(oid::text || ':' || xmin::text, ',' ORDER BY oid), '') FROM pg_catalog.pg_policy))";
     let mut known = String::new();
     loop {
         tokio::time::sleep(RETRY).await;
@@ -221,10 +224,21 @@ async fn refresh_facts(managed: Arc<Managed>) {
         let Ok(client) = super::commands::connect(&owner.url, "understudy facts").await else { continue };
         while managed.database.route.load().owner == owner {
             let seen = managed.database.schema_changes();
-            let Ok(row) = client.query_one(SIGNATURE, &[]).await else { break };
-            let Ok(signature) = row.try_get::<_, String>(0) else { break };
+            let signature = match client.query_one(SIGNATURE, &[]).await.and_then(|row| row.try_get::<_, String>(0)) {
+                Ok(signature) => signature,
+                Err(error) => {
+                    tracing::warn!(database = %managed.database.name, %error, "cannot refresh what functions and views do: no read is copied or served meanwhile");
+                    break;
+                }
+            };
             if signature != known {
-                let Ok(facts) = CatalogFacts::load(&client).await else { break };
+                let facts = match CatalogFacts::load(&client).await {
+                    Ok(facts) => facts,
+                    Err(error) => {
+                        tracing::warn!(database = %managed.database.name, %error, "cannot refresh what functions and views do: no read is copied or served meanwhile");
+                        break;
+                    }
+                };
                 managed.database.classifier.replace_facts(facts);
                 known = signature;
             }

@@ -4,7 +4,7 @@
 
 use super::{
     front_door::CancelTarget,
-    relay::{Relay, Server},
+    relay::{Relay, Server, try_read},
     start_up::ask,
 };
 use crate::{
@@ -69,6 +69,25 @@ impl Attachment {
             self.server.from.reserve(8 << 10);
             if self.server.stream.read_buf(&mut self.server.from).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+
+    /// False: the server has said goodbye or closed while nothing was asked of it.
+    fn is_alive(&mut self) -> bool {
+        match try_read(&self.server.stream, &mut self.server.from) {
+            Ok(0) => return false,
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return false,
+        }
+        // what comes unasked is a notice, a changed parameter, or a FATAL
+        loop {
+            match wire::take(&mut self.server.from) {
+                Ok(Some(message)) if message.tag == b'E' => return false,
+                Ok(Some(_)) => {}
+                Ok(None) => return true,
+                Err(_) => return false,
             }
         }
     }
@@ -156,9 +175,11 @@ impl Attachments {
         }
     }
 
-    /// The connection to a server, if it is ready.
+    /// The connection to a server, if it is ready. One that the server has closed meanwhile (a restart, an idle limit) is
+    /// dropped here, before a read is entrusted to it.
     pub fn get(&mut self, target: &Arc<Target>) -> Option<&Attachment> {
         self.collect_finished();
+        self.ready.retain_mut(|attachment| attachment.target != *target || attachment.is_alive());
         self.ready.iter().find(|attachment| attachment.target == *target)
     }
 

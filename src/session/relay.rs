@@ -645,7 +645,7 @@ async fn ready(stream: &Stream, interest: Option<Interest>) -> Result<bool, io::
     Ok(true)
 }
 
-fn try_read(stream: &Stream, buffer: &mut BytesMut) -> Result<usize, io::Error> {
+pub(super) fn try_read(stream: &Stream, buffer: &mut BytesMut) -> Result<usize, io::Error> {
     match stream {
         Stream::Tcp(stream) => stream.try_read_buf(buffer),
         Stream::Unix(stream) => stream.try_read_buf(buffer),

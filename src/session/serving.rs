@@ -67,6 +67,11 @@ impl Relay {
                 continue;
             }
             shadow.observations.candidates.increment();
+            let attached = self.attachments.get(&shadow.target).is_some();
+            if !attached {
+                // opened for the reads to come: this one is not kept waiting
+                self.attachments.open(&self.database, &self.info, &self.identity, &shadow.target, false);
+            }
             if shadow.serve_reads.draw(|| self.chance()) == 0 {
                 continue;
             }
@@ -81,11 +86,7 @@ impl Relay {
             let state_version = self.state_version;
             match self.attachments.get(&shadow.target) {
                 Some(attachment) if attachment.state_version == state_version && !attachment.refused.contains(&class.fingerprint) => {}
-                Some(_) => continue,
-                None => {
-                    self.attachments.open(&self.database, &self.info, &self.identity, &shadow.target, false);
-                    continue;
-                }
+                Some(_) | None => continue,
             }
             return Some(Plan { shadow: shadow.clone(), cycle, class, statement });
         }

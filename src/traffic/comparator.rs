@@ -126,7 +126,7 @@ impl Worker {
         if !self.fence_passed(read.needed).await {
             return (Verdict::Undecided("shadow did not catch up in time"), None);
         }
-        let (answer, latency) = match self.on_shadow.run(&read.identity, &read.operation).await {
+        let (answer, latency) = match self.on_shadow.run_fresh(&read.identity, &read.operation).await {
             Ok(found) => found,
             Err(error) => {
                 let elapsed = if matches!(error, RunError::Timeout) { STATEMENT_LIMIT } else { Duration::ZERO };
@@ -150,16 +150,16 @@ impl Worker {
         self.on_owner.retarget(&owner);
         let (mut confirmed, mut found) = (0, first);
         for _ in 0..ATTEMPTS_MAX {
-            let Ok((before, _)) = self.on_owner.run(&read.identity, &read.operation).await else {
+            let Ok((before, _)) = self.on_owner.run_fresh(&read.identity, &read.operation).await else {
                 return Verdict::Undecided("the owner could not be asked again");
             };
             if !self.fence_passed(self.database.ticks.needed_now()).await {
                 return Verdict::Undecided("shadow did not catch up in time");
             }
-            let Ok((on_shadow, _)) = self.on_shadow.run(&read.identity, &read.operation).await else {
+            let Ok((on_shadow, _)) = self.on_shadow.run_fresh(&read.identity, &read.operation).await else {
                 return Verdict::Undecided("shadow failed while a difference was being confirmed");
             };
-            let Ok((after, _)) = self.on_owner.run(&read.identity, &read.operation).await else {
+            let Ok((after, _)) = self.on_owner.run_fresh(&read.identity, &read.operation).await else {
                 return Verdict::Undecided("the owner could not be asked again");
             };
             if before.difference(&after, read.class.ordered).is_some() {

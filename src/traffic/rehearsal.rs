@@ -64,8 +64,11 @@ impl Rehearser {
         if !explicit {
             self.runner.run_text(&transaction.identity, "BEGIN").await?;
         }
-        for step in &transaction.steps {
-            let (answer, latency) = self.runner.run(&transaction.identity, &step.operation).await?;
+        for (number, step) in transaction.steps.iter().enumerate() {
+            let (answer, latency) = match number {
+                0 if explicit => self.runner.run_fresh(&transaction.identity, &step.operation).await?,
+                _ => self.runner.run(&transaction.identity, &step.operation).await?,
+            };
             let observations = &self.shadow.observations;
             if let (Some(owner_latency), None) = (step.owner_latency, &answer.sqlstate) {
                 observations.owner_latency.record(owner_latency);

@@ -81,6 +81,19 @@ impl Runner {
         self.connections.clear();
     }
 
+    /// [`Runner::run`], and once more on a new connection if the old one turns out to have been closed meanwhile. Only for
+    /// operations outside a transaction.
+    ///
+    /// # Errors
+    /// [`RunError`]
+    pub async fn run_fresh(&mut self, identity: &Arc<Identity>, operation: &Operation) -> Result<(Answer, Duration), RunError> {
+        let was_open = self.connections.contains_key(identity);
+        match self.run(identity, operation).await {
+            Err(RunError::Connection(_)) if was_open => self.run(identity, operation).await,
+            result => result,
+        }
+    }
+
     /// Runs an operation and returns its answer and how long it took.
     ///
     /// # Errors
@@ -115,7 +128,8 @@ impl Runner {
     /// # Errors
     /// [`RunError`]
     pub async fn run_text(&mut self, identity: &Arc<Identity>, text: &'static str) -> Result<Answer, RunError> {
-        let (answer, _) = self.run(identity, &Operation::Simple(Bytes::from_static(text.as_bytes()))).await?;
+        let operation = Operation::Simple(Bytes::from_static(text.as_bytes()));
+        let (answer, _) = if text == "BEGIN" { self.run_fresh(identity, &operation).await? } else { self.run(identity, &operation).await? };
         Ok(answer)
     }
 
