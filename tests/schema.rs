@@ -38,7 +38,12 @@ struct Bench {
     _servers: Arc<(Server, Server)>,
 }
 
-#[derive(Default)]
+/// Servers of one test alone.
+fn own_servers(source: u32, shadow: u32) -> Arc<(Server, Server)> {
+    Arc::new((Server::start(source), Server::start(shadow)))
+}
+
+#[derive(Debug, Default)]
 struct Outcome {
     adaptations: Vec<Adaptation>,
     failures: Vec<String>,
@@ -57,7 +62,10 @@ impl Outcome {
 impl Bench {
     /// Databases `name` on both servers, `setup` run on both, capture and a slot on the owner, baseline taken.
     async fn new(name: &str, setup: &str) -> Self {
-        let servers = servers();
+        Self::on(servers(), name, setup).await
+    }
+
+    async fn on(servers: Arc<(Server, Server)>, name: &str, setup: &str) -> Self {
         for server in [&servers.0, &servers.1] {
             server.connect("postgres").await.batch_execute(&format!("CREATE DATABASE {name}")).await.unwrap();
         }
@@ -491,4 +499,25 @@ async fn adapt_schema_data_type_changed() {
     let conflict = bench.proposals("alter_type").pop().unwrap();
     assert!(conflict.draft.confidence < 0.5 && conflict.draft.loses_data && conflict.draft.holds_table, "{conflict:?}");
     assert!(!conflict.draft.alternatives.is_empty() && conflict.draft.why.contains("no cast"));
+}
+
+#[tokio::test]
+async fn every_major_can_be_the_owner() {
+    for (source, shadow) in [(14, 18), (16, 15), (17, 15), (18, 15)] {
+        let bench = Bench::on(own_servers(source, shadow), "shop", SETUP).await;
+        for ddl in [
+            "ALTER TABLE customer ADD COLUMN b int NOT NULL DEFAULT 7, ADD COLUMN c timestamptz NOT NULL DEFAULT now()",
+            "ALTER TABLE customer RENAME COLUMN b TO bb; ALTER TABLE customer ALTER bb DROP NOT NULL; ALTER TABLE customer ALTER bb SET NOT NULL",
+            "ALTER TABLE item ALTER n TYPE bigint, ADD CONSTRAINT n_ok CHECK (n > 0); CREATE INDEX item_tag ON item (tag)",
+            "CREATE TABLE t (id bigserial PRIMARY KEY, x int NOT NULL REFERENCES customer, y int GENERATED ALWAYS AS (x * 2) STORED, m mood[])",
+            "ALTER TYPE mood ADD VALUE 'great'; ALTER TABLE part ADD COLUMN w text DEFAULT 'q'",
+            "CREATE TABLE part_3 PARTITION OF part FOR VALUES FROM ('2026-03-01') TO ('2026-04-01'); ALTER TABLE part DETACH PARTITION part_2",
+            "CREATE VIEW v AS SELECT id FROM item; DROP VIEW v; DROP INDEX item_n; ALTER TABLE keyless RENAME TO no_key",
+        ] {
+            let outcome = bench.ddl(ddl).await;
+            assert!(outcome.failures.is_empty() && outcome.hold().is_empty(), "{source} to {shadow}: {ddl}: {outcome:?}");
+            bench.assert_equal().await;
+        }
+        bench.source.batch_execute(&capture::remove_sql()).await.unwrap();
+    }
 }
