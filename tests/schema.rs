@@ -431,6 +431,7 @@ async fn adapt_schema_column_added() {
         )
         .await
         .unwrap();
+    assert!(bench.adapter.shadow_drift(&bench.source, &bench.shadow).await.unwrap().is_empty(), "seen once is not drift yet");
     let ids = bench.adapter.shadow_drift(&bench.source, &bench.shadow).await.unwrap();
     assert_eq!(ids.len(), 3);
     assert!(bench.adapter.shadow_drift(&bench.source, &bench.shadow).await.unwrap().is_empty(), "once is enough");
@@ -462,6 +463,11 @@ async fn adapt_schema_column_added() {
     let proposal = proposals.iter().find(|one| one.draft.change.contains("loyalty_tier")).unwrap();
     assert!(bench.adapter.fill(proposal, &bench.shadow).await.unwrap() > 0);
     assert_eq!(read().await, values);
+    // rows that come through the feed later get theirs too
+    bench.repository.decide(proposal.id, ProposalState::Approved, "alice", "", "").unwrap();
+    bench.shadow.batch_execute("INSERT INTO customer (id, name, old, is_vip) VALUES (77, 'late', 1, false)").await.unwrap();
+    assert_eq!(bench.adapter.refill(&bench.shadow).await.unwrap(), 1);
+    assert_eq!(bench.adapter.refill(&bench.shadow).await.unwrap(), 0);
 }
 
 /// AdaptSchema: DATA_TYPE_CHANGED → conversion possible → suggested, otherwise a conflict reported.
@@ -520,4 +526,25 @@ async fn every_major_can_be_the_owner() {
         }
         bench.source.batch_execute(&capture::remove_sql()).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn an_application_without_privileges_can_change_its_schema() {
+    let bench = Bench::new("application", "CREATE SCHEMA own").await;
+    let role =
+        "DO $$ BEGIN CREATE ROLE app_role LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$; ALTER SCHEMA own OWNER TO app_role";
+    bench.source.batch_execute(role).await.unwrap();
+    bench.shadow.batch_execute(role).await.unwrap();
+    bench.source.batch_execute("SET ROLE app_role; SET search_path = own").await.unwrap();
+    let ddl = "CREATE TABLE t (id serial PRIMARY KEY); CREATE TABLE no_key (a int);
+        ALTER TABLE t ADD COLUMN x uuid DEFAULT gen_random_uuid(); ALTER TABLE t RENAME x TO y; DROP TABLE IF EXISTS nothing;
+        CREATE TEMP TABLE s AS SELECT 1; DROP TABLE s";
+    bench.source.batch_execute(ddl).await.unwrap();
+    bench.source.batch_execute("UPDATE no_key SET a = 1; RESET ROLE; RESET search_path").await.unwrap();
+    let outcome = bench.apply().await;
+    assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+    assert!(bench.proposals("capture_failed").is_empty(), "{:?}", bench.proposals("capture_failed"));
+    bench.assert_equal().await;
+    let published: i64 = bench.source.query_one("SELECT count(*) FROM pg_publication_rel", &[]).await.unwrap().get(0);
+    assert_eq!(published, 2);
 }
