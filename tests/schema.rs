@@ -531,14 +531,15 @@ async fn every_major_can_be_the_owner() {
 #[tokio::test]
 async fn an_application_without_privileges_can_change_its_schema() {
     let bench = Bench::new("application", "CREATE SCHEMA own").await;
-    let role =
-        "DO $$ BEGIN CREATE ROLE app_role LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$; ALTER SCHEMA own OWNER TO app_role";
+    let role = "DO $$ BEGIN CREATE ROLE app_role LOGIN; CREATE ROLE reader_role; EXCEPTION WHEN duplicate_object THEN NULL; END $$; ALTER SCHEMA own OWNER TO app_role";
     bench.source.batch_execute(role).await.unwrap();
     bench.shadow.batch_execute(role).await.unwrap();
     bench.source.batch_execute("SET ROLE app_role; SET search_path = own").await.unwrap();
     let ddl = "CREATE TABLE t (id serial PRIMARY KEY); CREATE TABLE no_key (a int);
         ALTER TABLE t ADD COLUMN x uuid DEFAULT gen_random_uuid(); ALTER TABLE t RENAME x TO y; DROP TABLE IF EXISTS nothing;
-        CREATE TEMP TABLE s AS SELECT 1; DROP TABLE s";
+        CREATE TEMP TABLE s AS SELECT 1; DROP TABLE s; ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO reader_role;
+        CREATE TABLE readable (id serial PRIMARY KEY); CREATE VIEW readable_too AS SELECT * FROM readable;
+        ALTER TABLE readable ADD COLUMN n serial";
     bench.source.batch_execute(ddl).await.unwrap();
     bench.source.batch_execute("UPDATE no_key SET a = 1; RESET ROLE; RESET search_path").await.unwrap();
     let outcome = bench.apply().await;
@@ -546,5 +547,9 @@ async fn an_application_without_privileges_can_change_its_schema() {
     assert!(bench.proposals("capture_failed").is_empty(), "{:?}", bench.proposals("capture_failed"));
     bench.assert_equal().await;
     let published: i64 = bench.source.query_one("SELECT count(*) FROM pg_publication_rel", &[]).await.unwrap().get(0);
-    assert_eq!(published, 2);
+    assert_eq!(published, 3);
+    let rights = "SELECT pg_get_userbyid(relowner)::text || has_table_privilege('reader_role', oid, 'SELECT') FROM pg_class WHERE relname IN ('readable', 'readable_too')";
+    for row in bench.shadow.query(rights, &[]).await.unwrap() {
+        assert_eq!(row.get::<_, String>(0), "app_roletrue");
+    }
 }

@@ -68,7 +68,10 @@ impl Adapter {
             match (host, planned.draft.kind.as_str()) {
                 (Some(host), "create_sequence") => {
                     host.planned.draft.sql.insert(0, ddl::create_sequence(sequence));
-                    host.planned.draft.sql.push(ddl::own_sequence(sequence));
+                    // before the table changes hands: its sequences go along
+                    let statements = &mut host.planned.draft.sql;
+                    let at = statements.iter().position(|sql| sql.starts_with("DO ")).unwrap_or(statements.len());
+                    statements.splice(at..at, ddl::own_sequence(sequence));
                 }
                 _ => steps.insert(first_table, Step { planned, table: None }),
             }
