@@ -424,59 +424,14 @@ pub fn table_features(pairs: &[Pair]) -> Vec<Vec<f64>> {
     let names = |columns: &BTreeSet<String>| {
         columns.iter().map(|entry| entry.split(':').next().unwrap_or("").to_lowercase()).collect::<BTreeSet<_>>()
     };
-    // columns that any table may have say little
-    let telling = |columns: &BTreeSet<String>| {
-        let generic = ["id", "created_at", "updated_at", "createdat", "updatedat", "deleted_at", "name", "created", "updated"];
-        names(columns).into_iter().filter(|name| !generic.contains(&name.as_str())).collect::<BTreeSet<_>>()
-    };
-    // typed columns, names of columns, names that are telling, how many of these are shared, and all of it with the table's name in one figure
-    let values: Vec<[f64; 5]> = pairs
+    // Few features on purpose: margins and counts over-fit the few projects that rename many tables.
+    pairs
         .iter()
         .map(|pair| {
             let (old, new) = (columns(&pair.old), columns(&pair.new));
-            let (old_telling, new_telling) = (telling(&old), telling(&new));
-            let shared = old_telling.intersection(&new_telling).count() as f64;
             let (typed, named) = (jaccard(&old, &new), jaccard(&names(&old), &names(&new)));
-            let name = trigram(&pair.old.name, &pair.new.name);
-            [typed, named, jaccard(&old_telling, &new_telling), shared.ln_1p(), typed + named + name]
-        })
-        .collect();
-    let whole = 4;
-    let mut best: BTreeMap<(&str, bool, &str), (f64, f64)> = BTreeMap::new();
-    for (pair, value) in pairs.iter().zip(&values) {
-        for (is_old, name) in [(true, &pair.old.name), (false, &pair.new.name)] {
-            let entry = best.entry((&pair.group, is_old, name)).or_insert((0.0, 0.0));
-            if value[whole] > entry.0 {
-                *entry = (value[whole], entry.0);
-            } else if value[whole] > entry.1 {
-                entry.1 = value[whole];
-            }
-        }
-    }
-    pairs
-        .iter()
-        .zip(&values)
-        .map(|(pair, value)| {
-            let rival = |is_old: bool, name: &str| {
-                best.get(&(pair.group.as_str(), is_old, name))
-                    .map_or(0.0, |(first, second)| if value[whole] >= *first { *second } else { *first })
-            };
-            let (old, new) = (&pair.old.name, &pair.new.name);
-            vec![
-                value[0],
-                value[1],
-                value[2],
-                value[3],
-                value[whole] - rival(true, old),
-                jaro_winkler(old, new),
-                value[whole] - rival(false, new),
-                trigram(old, new),
-                levenshtein_ratio(old, new),
-                token_jaccard(old, new),
-                (pair.counts.0 * pair.counts.1).max(1.0).ln(),
-                f64::from(u8::from(value[0] > 0.99)),
-                value[0] * trigram(old, new),
-            ]
+            let name = jaro_winkler(&pair.old.name, &pair.new.name);
+            vec![typed, named, name, trigram(&pair.old.name, &pair.new.name), typed * name]
         })
         .collect()
 }
