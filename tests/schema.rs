@@ -38,7 +38,12 @@ struct Bench {
     _servers: Arc<(Server, Server)>,
 }
 
-#[derive(Default)]
+/// Servers of one test alone.
+fn own_servers(source: u32, shadow: u32) -> Arc<(Server, Server)> {
+    Arc::new((Server::start(source), Server::start(shadow)))
+}
+
+#[derive(Debug, Default)]
 struct Outcome {
     adaptations: Vec<Adaptation>,
     failures: Vec<String>,
@@ -57,7 +62,10 @@ impl Outcome {
 impl Bench {
     /// Databases `name` on both servers, `setup` run on both, capture and a slot on the owner, baseline taken.
     async fn new(name: &str, setup: &str) -> Self {
-        let servers = servers();
+        Self::on(servers(), name, setup).await
+    }
+
+    async fn on(servers: Arc<(Server, Server)>, name: &str, setup: &str) -> Self {
         for server in [&servers.0, &servers.1] {
             server.connect("postgres").await.batch_execute(&format!("CREATE DATABASE {name}")).await.unwrap();
         }
@@ -423,6 +431,7 @@ async fn adapt_schema_column_added() {
         )
         .await
         .unwrap();
+    assert!(bench.adapter.shadow_drift(&bench.source, &bench.shadow).await.unwrap().is_empty(), "seen once is not drift yet");
     let ids = bench.adapter.shadow_drift(&bench.source, &bench.shadow).await.unwrap();
     assert_eq!(ids.len(), 3);
     assert!(bench.adapter.shadow_drift(&bench.source, &bench.shadow).await.unwrap().is_empty(), "once is enough");
@@ -454,6 +463,11 @@ async fn adapt_schema_column_added() {
     let proposal = proposals.iter().find(|one| one.draft.change.contains("loyalty_tier")).unwrap();
     assert!(bench.adapter.fill(proposal, &bench.shadow).await.unwrap() > 0);
     assert_eq!(read().await, values);
+    // rows that come through the feed later get theirs too
+    bench.repository.decide(proposal.id, ProposalState::Approved, "alice", "", "").unwrap();
+    bench.shadow.batch_execute("INSERT INTO customer (id, name, old, is_vip) VALUES (77, 'late', 1, false)").await.unwrap();
+    assert_eq!(bench.adapter.refill(&bench.shadow).await.unwrap(), 1);
+    assert_eq!(bench.adapter.refill(&bench.shadow).await.unwrap(), 0);
 }
 
 /// AdaptSchema: DATA_TYPE_CHANGED → conversion possible → suggested, otherwise a conflict reported.
@@ -491,4 +505,51 @@ async fn adapt_schema_data_type_changed() {
     let conflict = bench.proposals("alter_type").pop().unwrap();
     assert!(conflict.draft.confidence < 0.5 && conflict.draft.loses_data && conflict.draft.holds_table, "{conflict:?}");
     assert!(!conflict.draft.alternatives.is_empty() && conflict.draft.why.contains("no cast"));
+}
+
+#[tokio::test]
+async fn every_major_can_be_the_owner() {
+    for (source, shadow) in [(14, 18), (16, 15), (17, 15), (18, 15)] {
+        let bench = Bench::on(own_servers(source, shadow), "shop", SETUP).await;
+        for ddl in [
+            "ALTER TABLE customer ADD COLUMN b int NOT NULL DEFAULT 7, ADD COLUMN c timestamptz NOT NULL DEFAULT now()",
+            "ALTER TABLE customer RENAME COLUMN b TO bb; ALTER TABLE customer ALTER bb DROP NOT NULL; ALTER TABLE customer ALTER bb SET NOT NULL",
+            "ALTER TABLE item ALTER n TYPE bigint, ADD CONSTRAINT n_ok CHECK (n > 0); CREATE INDEX item_tag ON item (tag)",
+            "CREATE TABLE t (id bigserial PRIMARY KEY, x int NOT NULL REFERENCES customer, y int GENERATED ALWAYS AS (x * 2) STORED, m mood[])",
+            "ALTER TYPE mood ADD VALUE 'great'; ALTER TABLE part ADD COLUMN w text DEFAULT 'q'",
+            "CREATE TABLE part_3 PARTITION OF part FOR VALUES FROM ('2026-03-01') TO ('2026-04-01'); ALTER TABLE part DETACH PARTITION part_2",
+            "CREATE VIEW v AS SELECT id FROM item; DROP VIEW v; DROP INDEX item_n; ALTER TABLE keyless RENAME TO no_key",
+        ] {
+            let outcome = bench.ddl(ddl).await;
+            assert!(outcome.failures.is_empty() && outcome.hold().is_empty(), "{source} to {shadow}: {ddl}: {outcome:?}");
+            bench.assert_equal().await;
+        }
+        bench.source.batch_execute(&capture::remove_sql()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_application_without_privileges_can_change_its_schema() {
+    let bench = Bench::new("application", "CREATE SCHEMA own").await;
+    let role = "DO $$ BEGIN CREATE ROLE app_role LOGIN; CREATE ROLE reader_role; EXCEPTION WHEN duplicate_object THEN NULL; END $$; ALTER SCHEMA own OWNER TO app_role";
+    bench.source.batch_execute(role).await.unwrap();
+    bench.shadow.batch_execute(role).await.unwrap();
+    bench.source.batch_execute("SET ROLE app_role; SET search_path = own").await.unwrap();
+    let ddl = "CREATE TABLE t (id serial PRIMARY KEY); CREATE TABLE no_key (a int);
+        ALTER TABLE t ADD COLUMN x uuid DEFAULT gen_random_uuid(); ALTER TABLE t RENAME x TO y; DROP TABLE IF EXISTS nothing;
+        CREATE TEMP TABLE s AS SELECT 1; DROP TABLE s; ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO reader_role;
+        CREATE TABLE readable (id serial PRIMARY KEY); CREATE VIEW readable_too AS SELECT * FROM readable;
+        ALTER TABLE readable ADD COLUMN n serial";
+    bench.source.batch_execute(ddl).await.unwrap();
+    bench.source.batch_execute("UPDATE no_key SET a = 1; RESET ROLE; RESET search_path").await.unwrap();
+    let outcome = bench.apply().await;
+    assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+    assert!(bench.proposals("capture_failed").is_empty(), "{:?}", bench.proposals("capture_failed"));
+    bench.assert_equal().await;
+    let published: i64 = bench.source.query_one("SELECT count(*) FROM pg_publication_rel", &[]).await.unwrap().get(0);
+    assert_eq!(published, 3);
+    let rights = "SELECT pg_get_userbyid(relowner)::text || has_table_privilege('reader_role', oid, 'SELECT') FROM pg_class WHERE relname IN ('readable', 'readable_too')";
+    for row in bench.shadow.query(rights, &[]).await.unwrap() {
+        assert_eq!(row.get::<_, String>(0), "app_roletrue");
+    }
 }

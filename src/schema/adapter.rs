@@ -101,6 +101,8 @@ pub struct Adapter {
     pub(super) repository: Repository,
     auto_approve: Arc<arc_swap::ArcSwap<f64>>,
     pub(super) memory: tokio::sync::Mutex<Option<Memory>>,
+    /// Differences that the previous look at the shadow saw: only what is there twice is drift, and not a transaction on its way.
+    pub(super) seen_before: std::sync::Mutex<BTreeSet<(String, String)>>,
     /// Proposals of a transaction that is being delivered again, to be used again.
     again: std::sync::Mutex<BTreeSet<i64>>,
 }
@@ -114,7 +116,15 @@ pub(super) struct Step {
 impl Adapter {
     /// An engine for `shadow` of `database`. `auto_approve` is read anew for every message.
     pub fn new(database: String, shadow: String, repository: Repository, auto_approve: Arc<arc_swap::ArcSwap<f64>>) -> Self {
-        Adapter { database, shadow, repository, auto_approve, memory: tokio::sync::Mutex::default(), again: std::sync::Mutex::default() }
+        Adapter {
+            database,
+            shadow,
+            repository,
+            auto_approve,
+            memory: tokio::sync::Mutex::default(),
+            seen_before: std::sync::Mutex::default(),
+            again: std::sync::Mutex::default(),
+        }
     }
 
     /// The policy's threshold now.

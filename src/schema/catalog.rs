@@ -126,6 +126,19 @@ pub struct Trigger {
     pub enabled: String,
 }
 
+/// A privilege on a relation.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Grant {
+    /// Role; `None`: PUBLIC.
+    #[serde(default)]
+    pub to: Option<String>,
+    /// `SELECT`, `INSERT`, …
+    pub privilege: String,
+    /// WITH GRANT OPTION.
+    #[serde(default)]
+    pub grantable: bool,
+}
+
 /// Table, partitioned table, view, materialized view or foreign table.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Table {
@@ -140,6 +153,12 @@ pub struct Table {
     /// `p` permanent, `u` unlogged.
     #[serde(default)]
     pub persistence: String,
+    /// Role that owns it.
+    #[serde(default)]
+    pub owner: String,
+    /// Privileges of others.
+    #[serde(default, deserialize_with = "null_to_default")]
+    pub grants: Vec<Grant>,
     /// `d`, `n`, `f`, `i`.
     #[serde(default)]
     pub replica_identity: String,
@@ -307,6 +326,9 @@ pub struct Sequence {
     pub cache: String,
     /// CYCLE
     pub cycle: bool,
+    /// The owning column's table, quoted.
+    #[serde(default)]
+    pub owned_table: Option<String>,
     /// Quoted `schema.table.column`.
     #[serde(default)]
     pub owned_by: Option<String>,

@@ -7,6 +7,10 @@
 /// One relation (table, partitioned table, view, materialized view, foreign table) `c` in namespace `n`.
 pub const RELATION: &str = r"jsonb_build_object(
  'oid', c.oid::bigint, 'schema', n.nspname, 'name', c.relname, 'kind', c.relkind::text, 'persistence', c.relpersistence::text,
+ 'owner', pg_get_userbyid(c.relowner),
+ 'grants', (SELECT jsonb_agg(jsonb_build_object('to', CASE WHEN g.grantee <> 0 THEN pg_get_userbyid(g.grantee) END,
+    'privilege', g.privilege_type, 'grantable', g.is_grantable) ORDER BY g.grantee, g.privilege_type)
+    FROM aclexplode(c.relacl) g WHERE g.grantee <> c.relowner),
  'replica_identity', c.relreplident::text, 'is_partition', c.relispartition,
  'parent', (SELECT i.inhparent::bigint FROM pg_inherits i WHERE i.inhrelid = c.oid ORDER BY i.inhseqno LIMIT 1),
  'parent_name', (SELECT format('%I.%I', pn.nspname, p.relname) FROM pg_inherits i JOIN pg_class p ON p.oid = i.inhparent
@@ -61,6 +65,9 @@ pub const TYPE: &str = r"jsonb_build_object(
 pub const SEQUENCE: &str = r"jsonb_build_object(
  'oid', c.oid::bigint, 'schema', n.nspname, 'name', c.relname, 'type', format_type(s.seqtypid, NULL), 'start', s.seqstart::text,
  'increment', s.seqincrement::text, 'min', s.seqmin::text, 'max', s.seqmax::text, 'cache', s.seqcache::text, 'cycle', s.seqcycle,
+ 'owned_table', (SELECT format('%I.%I', tn.nspname, tc.relname) FROM pg_depend d JOIN pg_class tc ON tc.oid = d.refobjid
+    JOIN pg_namespace tn ON tn.oid = tc.relnamespace
+    WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.refclassid = 'pg_class'::regclass AND d.deptype = 'a'),
  'owned_by', (SELECT format('%I.%I.%I', tn.nspname, tc.relname, a.attname) FROM pg_depend d JOIN pg_class tc ON tc.oid = d.refobjid
     JOIN pg_namespace tn ON tn.oid = tc.relnamespace JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
     WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.refclassid = 'pg_class'::regclass AND d.deptype = 'a'))";

@@ -131,11 +131,19 @@ impl Adapter {
 
     /// Proposes what can be done about drift made on the shadow, once for each finding: columns without data that only the shadow has
     /// (`fill_column`), columns there that would refuse the feed's rows, and tables and columns that it lacks. Returns the ids of new proposals.
+    /// To be called every few seconds: a difference must be there in two calls, because between `adapt` and the applier's commit it is none.
     ///
     /// # Errors
     /// [`SchemaError`]
     pub async fn shadow_drift(&self, source: &Client, shadow: &Client) -> Result<Vec<i64>, SchemaError> {
-        let (rows, source_catalog, shadow_catalog) = self.differences(source, shadow).await?;
+        let (mut rows, source_catalog, shadow_catalog) = self.differences(source, shadow).await?;
+        {
+            let key = |row: &DriftRow| (row.object.clone(), row.kind.clone());
+            let mut before = self.seen_before.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let now: BTreeSet<_> = rows.iter().map(key).collect();
+            rows.retain(|row| before.contains(&key(row)));
+            *before = now;
+        }
         let known = self.repository.proposals(Some(&self.database))?;
         let mut ids = Vec::new();
         for row in rows {

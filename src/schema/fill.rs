@@ -8,7 +8,7 @@ use super::{
     quote,
     synthetic::{Facts, Generator},
 };
-use crate::metadata::Proposal;
+use crate::metadata::{Proposal, ProposalState};
 use serde::{Deserialize, Serialize};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
@@ -178,6 +178,28 @@ impl Adapter {
         let rows = fill_rows(shadow, table, column, &generator).await?;
         if order.not_null && !column.not_null {
             set_not_null(shadow, table, column).await?;
+        }
+        Ok(rows)
+    }
+}
+
+impl Adapter {
+    /// Gives rows that came through the feed after a column was filled their values too: the same as a fill at any other time would. Cheap when
+    /// there is nothing to do; meant to be called every few seconds. Returns how many rows got a value.
+    ///
+    /// # Errors
+    /// [`SchemaError::Server`]
+    pub async fn refill(&self, shadow: &Client) -> Result<u64, SchemaError> {
+        let mut rows = 0;
+        for proposal in self.repository.proposals(Some(&self.database))? {
+            let done = matches!(proposal.state, ProposalState::Approved | ProposalState::AutoApplied);
+            if done && proposal.shadow == self.shadow && proposal.draft.kind == "fill_column" {
+                rows += match self.fill(&proposal, shadow).await {
+                    // the column went away, or a person filled it with SQL of their own
+                    Err(SchemaError::Proposal(_)) => 0,
+                    other => other?,
+                };
+            }
         }
         Ok(rows)
     }

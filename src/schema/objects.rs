@@ -206,7 +206,7 @@ pub fn sequence(known: Option<&Sequence>, now: &Sequence, target: &Catalog) -> V
         }
         let mut statements = vec![ddl::create_sequence(now)];
         if now.owned_by.is_some() {
-            statements.push(ddl::own_sequence(now));
+            statements.extend(ddl::own_sequence(now));
         }
         let mut draft = draft(
             &object,
@@ -235,7 +235,7 @@ pub fn sequence(known: Option<&Sequence>, now: &Sequence, target: &Catalog) -> V
         statements.push(ddl::alter_sequence(now));
     }
     if before.owned_by != now.owned_by && before.name == now.name {
-        statements.push(ddl::own_sequence(now));
+        statements.extend(ddl::own_sequence(now));
     }
     // Already moved along with its table (SET SCHEMA moves owned sequences), or not there on purpose.
     if statements.is_empty() || target.sequence(&before.schema, &before.name).is_none() {

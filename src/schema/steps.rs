@@ -68,7 +68,10 @@ impl Adapter {
             match (host, planned.draft.kind.as_str()) {
                 (Some(host), "create_sequence") => {
                     host.planned.draft.sql.insert(0, ddl::create_sequence(sequence));
-                    host.planned.draft.sql.push(ddl::own_sequence(sequence));
+                    // before the table changes hands: its sequences go along
+                    let statements = &mut host.planned.draft.sql;
+                    let at = statements.iter().position(|sql| sql.starts_with("DO ")).unwrap_or(statements.len());
+                    statements.splice(at..at, ddl::own_sequence(sequence));
                 }
                 _ => steps.insert(first_table, Step { planned, table: None }),
             }
@@ -118,11 +121,7 @@ impl Adapter {
         for table in order {
             let key = Some((table.schema.clone(), table.name.clone()));
             let Some(before) = known.tables.get(&table.oid).cloned() else {
-                steps.extend(
-                    self.created(table, message, &source_after, target_catalog)
-                        .into_iter()
-                        .map(|planned| Step { planned, table: key.clone() }),
-                );
+                steps.extend(self.created(table, message, target_catalog).into_iter().map(|planned| Step { planned, table: key.clone() }));
                 known.tables.insert(table.oid, table.clone());
                 continue;
             };
@@ -258,7 +257,7 @@ impl Adapter {
     }
 
     /// A relation that was not there before.
-    fn created(&self, table: &Table, message: &Message, source: &Catalog, target_catalog: &Catalog) -> Vec<Planned> {
+    fn created(&self, table: &Table, message: &Message, target_catalog: &Catalog) -> Vec<Planned> {
         let object = table.plain();
         let filled = matches!(message.tag.as_str(), "CREATE TABLE AS" | "SELECT INTO");
         if !matches!(table.kind.as_str(), "r" | "p" | "v" | "m") {
@@ -311,7 +310,6 @@ impl Adapter {
         )];
         draft.holds_table = table.holds_rows();
         draft.if_rejected = format!("the {words} stays away from the shadow");
-        let _ = source;
         vec![Planned { draft, recopy: filled && table.holds_rows() }]
     }
 

@@ -171,7 +171,7 @@ pub fn evaluate(folder: &Path) -> Result<Report, SchemaError> {
     t2_report("columns", &columns, &matching::column_features(&columns, false), jaro_winkler, &mut report);
     t2_report("columns with position", &columns, &matching::column_features(&columns, true), jaro_winkler, &mut report);
     let tables = matching::table_pairs(&folder.join("t2_table_match.csv"))?;
-    t2_report("tables", &tables, &matching::table_features(&tables), 5, &mut report);
+    t2_report("tables", &tables, &matching::table_features(&tables), 2, &mut report);
     let path = folder.join("t5_fk_target.csv");
     let references = super::cli::reference_rows(&path, &folder.join("table_lifetimes.csv"))?;
     for with_last in [false, true] {

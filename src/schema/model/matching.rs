@@ -45,17 +45,17 @@ const STEPS: usize = 400;
 const RIDGE: f64 = 1.0;
 
 /// Fits by Adam.
-pub fn fit(rows: &[(Vec<f64>, bool)]) -> Logistic {
-    let width = rows.first().map_or(0, |(features, _)| features.len());
+pub fn fit(rows: &[(Vec<f64>, bool, f64)]) -> Logistic {
+    let width = rows.first().map_or(0, |(features, _, _)| features.len());
     let mut parameters = vec![0.0; width + 1];
     let (mut first, mut second) = (vec![0.0; width + 1], vec![0.0; width + 1]);
-    let total = rows.len().max(1) as f64;
+    let total = rows.iter().map(|(_, _, weight)| weight).sum::<f64>().max(1.0);
     for step in 1..=STEPS {
         let mut gradient: Vec<f64> = parameters.iter().map(|value| RIDGE * value / total).collect();
         gradient[width] = 0.0;
-        for (features, label) in rows {
+        for (features, label, weight) in rows {
             let score: f64 = parameters[width] + parameters.iter().zip(features).map(|(weight, value)| weight * value).sum::<f64>();
-            let error = (1.0 / (1.0 + (-score).exp()) - f64::from(u8::from(*label))) / total;
+            let error = weight * (1.0 / (1.0 + (-score).exp()) - f64::from(u8::from(*label))) / total;
             gradient.iter_mut().zip(features).for_each(|(slot, value)| *slot += error * value);
             gradient[width] += error;
         }
@@ -377,8 +377,12 @@ pub fn train_columns(pairs: &[Pair], positions: bool) -> Logistic {
 
 /// Trains on features that are already there.
 pub fn train(pairs: &[Pair], features: &[Vec<f64>]) -> Logistic {
-    let rows: Vec<(Vec<f64>, bool)> =
-        pairs.iter().zip(features).filter_map(|(pair, features)| Some((features.clone(), pair.same?))).collect();
+    let mut sizes: BTreeMap<&str, f64> = BTreeMap::new();
+    pairs.iter().for_each(|pair| *sizes.entry(&pair.project).or_default() += 1.0);
+    // a project with ten times the pairs counts three times as much
+    let weight = |pair: &Pair| 10.0 / sizes.get(pair.project.as_str()).copied().unwrap_or(1.0).sqrt();
+    let rows: Vec<(Vec<f64>, bool, f64)> =
+        pairs.iter().zip(features).filter_map(|(pair, features)| Some((features.clone(), pair.same?, weight(pair)))).collect();
     let mut model = fit(&rows);
     model.threshold = best_threshold(&scored(pairs, features, &model));
     model
@@ -415,48 +419,19 @@ pub fn table_pairs(path: &Path) -> Result<Vec<Pair>, SchemaError> {
 
 /// Features of table pairs.
 pub fn table_features(pairs: &[Pair]) -> Vec<Vec<f64>> {
-    let columns = |side: &Side| side.default.split_whitespace().map(str::to_owned).collect::<BTreeSet<_>>();
+    let columns =
+        |side: &Side| side.default.split_whitespace().map(|entry| entry.trim_end_matches('!').to_owned()).collect::<BTreeSet<_>>();
     let names = |columns: &BTreeSet<String>| {
         columns.iter().map(|entry| entry.split(':').next().unwrap_or("").to_lowercase()).collect::<BTreeSet<_>>()
     };
-    let values: Vec<[f64; 2]> = pairs
+    // Few features on purpose: margins and counts over-fit the few projects that rename many tables.
+    pairs
         .iter()
         .map(|pair| {
             let (old, new) = (columns(&pair.old), columns(&pair.new));
-            [jaccard(&old, &new), jaccard(&names(&old), &names(&new))]
-        })
-        .collect();
-    let mut best: BTreeMap<(&str, bool, &str), (f64, f64)> = BTreeMap::new();
-    for (pair, value) in pairs.iter().zip(&values) {
-        for (is_old, name) in [(true, &pair.old.name), (false, &pair.new.name)] {
-            let entry = best.entry((&pair.group, is_old, name)).or_insert((0.0, 0.0));
-            if value[1] > entry.0 {
-                *entry = (value[1], entry.0);
-            } else if value[1] > entry.1 {
-                entry.1 = value[1];
-            }
-        }
-    }
-    pairs
-        .iter()
-        .zip(&values)
-        .map(|(pair, value)| {
-            let rival = [(true, pair.old.name.as_str()), (false, pair.new.name.as_str())]
-                .iter()
-                .filter_map(|(is_old, name)| best.get(&(pair.group.as_str(), *is_old, *name)))
-                .map(|(first, second)| if value[1] >= *first { *second } else { *first })
-                .fold(0.0, f64::max);
-            let (old, new) = (&pair.old.name, &pair.new.name);
-            vec![
-                value[0],
-                value[1],
-                value[1] - rival,
-                trigram(old, new),
-                levenshtein_ratio(old, new),
-                jaro_winkler(old, new),
-                token_jaccard(old, new),
-                (pair.counts.0 * pair.counts.1).max(1.0).ln(),
-            ]
+            let (typed, named) = (jaccard(&old, &new), jaccard(&names(&old), &names(&new)));
+            let name = jaro_winkler(&pair.old.name, &pair.new.name);
+            vec![typed, named, name, trigram(&pair.old.name, &pair.new.name), typed * name]
         })
         .collect()
 }

@@ -70,6 +70,7 @@ pub fn create_table(table: &Table) -> Vec<String> {
     if table.replica_identity == "f" {
         statements.push(format!("ALTER TABLE {name} REPLICA IDENTITY FULL"));
     }
+    statements.extend(access(table));
     statements
 }
 
@@ -96,9 +97,14 @@ pub fn create_view(view: &Table, replace: bool) -> Vec<String> {
             statements.insert(0, format!("DROP MATERIALIZED VIEW {}", view.qualified()));
         }
         statements.extend(view.indexes.iter().filter(|index| index.valid).map(|index| create_index(&index.def, false, false)));
+        statements.extend(access(view));
         return statements;
     }
-    vec![format!("CREATE OR REPLACE VIEW {}{options} AS {definition}", view.qualified())]
+    let mut statements = vec![format!("CREATE OR REPLACE VIEW {}{options} AS {definition}", view.qualified())];
+    if !replace {
+        statements.extend(access(view));
+    }
+    statements
 }
 
 /// The options of a sequence.
@@ -125,13 +131,51 @@ pub fn alter_sequence(sequence: &Sequence) -> String {
     format!("ALTER SEQUENCE {} {}", quote::qualified(&sequence.schema, &sequence.name), sequence_options(sequence))
 }
 
-/// OWNED BY.
-pub fn own_sequence(sequence: &Sequence) -> String {
-    format!(
-        "ALTER SEQUENCE {} OWNED BY {}",
-        quote::qualified(&sequence.schema, &sequence.name),
-        sequence.owned_by.as_deref().unwrap_or("NONE")
-    )
+/// OWNED BY; the sequence must have its table's owner first (55000).
+pub fn own_sequence(sequence: &Sequence) -> Vec<String> {
+    let name = quote::qualified(&sequence.schema, &sequence.name);
+    let mut statements = Vec::new();
+    if let Some(table) = &sequence.owned_table {
+        let body = format!(
+            "BEGIN EXECUTE (SELECT format('ALTER SEQUENCE %s OWNER TO %I', {}, pg_get_userbyid(relowner)) FROM pg_catalog.pg_class WHERE oid = {}::regclass); END",
+            quote::literal(&name),
+            quote::literal(table)
+        );
+        statements.push(format!("DO {}", quote::literal(&body)));
+    }
+    statements.push(format!("ALTER SEQUENCE {name} OWNED BY {}", sequence.owned_by.as_deref().unwrap_or("NONE")));
+    statements
+}
+
+/// Owner and privileges of a new relation, as far as the other server has the roles and lets us: a reader that may read on the owner may
+/// read on the shadow.
+pub fn access(table: &Table) -> Vec<String> {
+    let name = table.qualified();
+    let guarded = |role: &str, statement: String| {
+        let body = format!(
+            "BEGIN IF EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = {}) THEN {statement}; END IF; END",
+            quote::literal(role)
+        );
+        format!("DO {}", quote::literal(&body))
+    };
+    let mut statements = Vec::new();
+    for grant in &table.grants {
+        let option = if grant.grantable { " WITH GRANT OPTION" } else { "" };
+        match &grant.to {
+            None => statements.push(format!("GRANT {} ON {name} TO PUBLIC{option}", grant.privilege)),
+            Some(role) => statements.push(guarded(role, format!("GRANT {} ON {name} TO {}{option}", grant.privilege, quote::ident(role)))),
+        }
+    }
+    if !table.owner.is_empty() {
+        let body = format!(
+            "BEGIN IF EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = {} AND rolname <> current_user AND pg_has_role(oid, 'MEMBER')) \
+             THEN ALTER TABLE {name} OWNER TO {}; END IF; END",
+            quote::literal(&table.owner),
+            quote::ident(&table.owner)
+        );
+        statements.push(format!("DO {}", quote::literal(&body)));
+    }
+    statements
 }
 
 /// CREATE TYPE or CREATE DOMAIN.
