@@ -209,7 +209,7 @@ async fn look_for_drift(
 /// Keeps what the classifier knows about functions, operators and views fresh.
 async fn refresh_facts(managed: Arc<Managed>) {
     /// Changes whenever a function, operator, cast, view or rule does.
-    const SIGNATURE: &str = "SELECT pg_catalog.md5((SELECT coalesce(pg_catalog.string_agg(oid::text || provolatile || proname, ',' ORDER BY oid), '')
+    const SIGNATURE: &str = "SELECT pg_catalog.md5((SELECT coalesce(pg_catalog.string_agg(oid::text || provolatile::text || proname::text, ',' ORDER BY oid), '')
             FROM pg_catalog.pg_proc WHERE oid >= 16384)
         || (SELECT coalesce(pg_catalog.string_agg(oid::text || ':' || xmin::text, ',' ORDER BY oid), '') FROM pg_catalog.pg_rewrite WHERE oid >= 16384)
         || (SELECT coalesce(pg_catalog.string_agg(oid::text || ':' || xmin::text, ',' ORDER BY oid), '') FROM pg_catalog.pg_operator WHERE oid >= 16384)
@@ -221,7 +221,14 @@ async fn refresh_facts(managed: Arc<Managed>) {
         let Ok(client) = super::commands::connect(&owner.url, "understudy facts").await else { continue };
         while managed.database.route.load().owner == owner {
             let seen = managed.database.schema_changes();
-            let Ok(row) = client.query_one(SIGNATURE, &[]).await else { break };
+            let row = match client.query_one(SIGNATURE, &[]).await {
+                Ok(row) => row,
+                Err(error) => {
+                    // Until it succeeds nothing counts as a read for a shadow: somebody must be able to see why.
+                    tracing::warn!(database = %managed.database.name, %error, "cannot look for new functions and views on the owner");
+                    break;
+                }
+            };
             let Ok(signature) = row.try_get::<_, String>(0) else { break };
             if signature != known {
                 let Ok(facts) = CatalogFacts::load(&client).await else { break };
