@@ -78,7 +78,8 @@ impl Bench {
     }
 
     async fn messages(&self) -> Vec<(Lsn, String)> {
-        let rows = self.source.query("SELECT lsn::text, data FROM pg_logical_slot_get_changes($1, NULL, NULL)", &[&self.slot]).await.unwrap();
+        let rows =
+            self.source.query("SELECT lsn::text, data FROM pg_logical_slot_get_changes($1, NULL, NULL)", &[&self.slot]).await.unwrap();
         rows.iter()
             .filter_map(|row| {
                 let (lsn, data): (String, String) = (row.get(0), row.get(1));
@@ -131,7 +132,12 @@ impl Bench {
     async fn assert_equal(&self) {
         let (owner, shadow) = (facts(&Catalog::load(&self.source).await.unwrap()), facts(&Catalog::load(&self.shadow).await.unwrap()));
         for (name, value) in &owner {
-            assert_eq!(Some(value), shadow.get(name), "{name}\n{:#?}", self.repository.proposals(None).unwrap().iter().rev().take(3).collect::<Vec<_>>());
+            assert_eq!(
+                Some(value),
+                shadow.get(name),
+                "{name}\n{:#?}",
+                self.repository.proposals(None).unwrap().iter().rev().take(3).collect::<Vec<_>>()
+            );
         }
         for name in shadow.keys() {
             assert!(owner.contains_key(name), "only on the shadow: {name}");
@@ -144,7 +150,8 @@ fn facts(catalog: &Catalog) -> BTreeMap<String, String> {
     let mut facts = BTreeMap::new();
     for table in catalog.tables.values() {
         let name = table.plain();
-        facts.insert(format!("table {name}"), format!("{} {:?} {:?} {:?}", table.kind, table.parent_name, table.bound, table.partition_key));
+        facts
+            .insert(format!("table {name}"), format!("{} {:?} {:?} {:?}", table.kind, table.parent_name, table.bound, table.partition_key));
         for column in &table.columns {
             let column_facts = format!(
                 "{} {:?} {} {:?} {} {}",
@@ -248,7 +255,10 @@ async fn a_long_list_of_changes_leaves_both_sides_equal() {
         "CREATE UNLOGGED TABLE quick (id int PRIMARY KEY)",
     ] {
         // part_4 is made from a standalone table
-        let ddl = ddl.replace("ALTER TABLE part ATTACH", "ALTER TABLE alone RENAME TO part_4; ALTER TABLE part_4 ADD COLUMN w timestamptz DEFAULT now(); ALTER TABLE part ATTACH");
+        let ddl = ddl.replace(
+            "ALTER TABLE part ATTACH",
+            "ALTER TABLE alone RENAME TO part_4; ALTER TABLE part_4 ADD COLUMN w timestamptz DEFAULT now(); ALTER TABLE part ATTACH",
+        );
         let outcome = bench.ddl(&ddl).await;
         assert!(outcome.failures.is_empty(), "{ddl}: {:?}", outcome.failures);
         assert!(outcome.hold().is_empty(), "{ddl}: {:?}", outcome.adaptations);
@@ -258,7 +268,10 @@ async fn a_long_list_of_changes_leaves_both_sides_equal() {
     assert!(waiting.is_empty(), "{waiting:#?}");
     let published: i64 = bench
         .source
-        .query_one("SELECT count(*) FROM pg_publication_rel r JOIN pg_class c ON c.oid = prrelid WHERE relname IN ('painted', 'deals', 'child')", &[])
+        .query_one(
+            "SELECT count(*) FROM pg_publication_rel r JOIN pg_class c ON c.oid = prrelid WHERE relname IN ('painted', 'deals', 'child')",
+            &[],
+        )
         .await
         .unwrap()
         .get(0);
@@ -329,7 +342,11 @@ async fn what_loses_data_waits_and_holds_nothing_that_can_flow() {
 #[tokio::test]
 async fn the_same_message_again_gives_the_same_answer_and_no_second_proposal() {
     let bench = Bench::new("again", SETUP).await;
-    bench.source.batch_execute("ALTER TABLE item ADD COLUMN x int; ALTER TABLE item RENAME x TO y; ALTER TABLE item DROP COLUMN tag").await.unwrap();
+    bench
+        .source
+        .batch_execute("ALTER TABLE item ADD COLUMN x int; ALTER TABLE item RENAME x TO y; ALTER TABLE item DROP COLUMN tag")
+        .await
+        .unwrap();
     let messages = bench.messages().await;
     let mut first = Vec::new();
     bench.shadow.batch_execute("BEGIN").await.unwrap();
@@ -366,7 +383,8 @@ async fn a_mapped_shadow_gives_a_question_and_never_an_error() {
         .ddl("ALTER TABLE item ALTER tag DROP DEFAULT, ALTER tag TYPE jsonb USING to_jsonb(tag); ALTER TABLE item RENAME tag TO label; ALTER TABLE item ADD COLUMN extra int; ALTER TABLE alone ADD COLUMN q int")
         .await;
     assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
-    let questions: Vec<_> = bench.repository.proposals(None).unwrap().into_iter().filter(|one| one.state == ProposalState::Pending).collect();
+    let questions: Vec<_> =
+        bench.repository.proposals(None).unwrap().into_iter().filter(|one| one.state == ProposalState::Pending).collect();
     let kinds: Vec<&str> = questions.iter().map(|one| one.draft.kind.as_str()).collect();
     assert_eq!(kinds, ["alter_type", "rename_column", "add_column", "missing_table"]);
     for question in questions {
@@ -378,7 +396,8 @@ async fn a_mapped_shadow_gives_a_question_and_never_an_error() {
 #[tokio::test]
 async fn damaged_messages_become_questions() {
     let bench = Bench::new("damaged", SETUP).await;
-    for (lsn, bytes) in [(1, &b"\xff\x00"[..]), (2, b"{}"), (3, b"{\"event\":\"capture_failed\",\"tag\":\"ALTER TABLE\",\"error\":\"x\"}")] {
+    for (lsn, bytes) in [(1, &b"\xff\x00"[..]), (2, b"{}"), (3, b"{\"event\":\"capture_failed\",\"tag\":\"ALTER TABLE\",\"error\":\"x\"}")]
+    {
         let adaptation = bench.adapter.adapt(bytes, Lsn(lsn), &bench.shadow).await.unwrap();
         assert_eq!(adaptation, Adaptation::default());
     }
@@ -440,7 +459,11 @@ async fn adapt_schema_column_added() {
 /// AdaptSchema: DATA_TYPE_CHANGED → conversion possible → suggested, otherwise a conflict reported.
 #[tokio::test]
 async fn adapt_schema_data_type_changed() {
-    let bench = Bench::new("type_changed", &format!("{SETUP}; CREATE TABLE t (id int PRIMARY KEY, a int, b text DEFAULT 'x', c text, d boolean, e varchar(50), f date)")).await;
+    let bench = Bench::new(
+        "type_changed",
+        &format!("{SETUP}; CREATE TABLE t (id int PRIMARY KEY, a int, b text DEFAULT 'x', c text, d boolean, e varchar(50), f date)"),
+    )
+    .await;
     let outcome = bench.ddl("ALTER TABLE t ALTER a TYPE bigint").await;
     assert!(outcome.failures.is_empty() && outcome.hold().is_empty());
     assert_eq!(bench.proposals("alter_type").pop().unwrap().state, ProposalState::AutoApplied);

@@ -83,6 +83,8 @@ pub(super) struct Group {
     end: Lsn,
     /// Proposals run in it: recorded as applied once it is committed.
     pub decided: Vec<(i64, String)>,
+    /// Nothing may join it: the next transaction needs this one committed.
+    pub alone: bool,
     /// There is something for the chores after it.
     pub chores: bool,
 }
@@ -118,7 +120,8 @@ impl Applier {
         let rows = self
             .client
             .query(
-                "SELECT schema_name, table_name, proposal, state, reason, since_lsn::text FROM understudy.held_table WHERE feed = $1",
+                "SELECT schema_name, table_name, proposal, state, reason, since_lsn::text, recopy
+                 FROM understudy.held_table WHERE feed = $1",
                 &[&self.shared.feed],
             )
             .await
@@ -130,6 +133,7 @@ impl Applier {
                 state: HeldState::parse(row.get(3)),
                 reason: row.get(4),
                 since: session::lsn(row.get(5))?,
+                recopy: row.get(6),
             };
             held.insert((row.get(0), row.get(1)), entry);
         }
@@ -221,13 +225,18 @@ impl Applier {
             if !self.transaction(&mut group).await? {
                 return Ok(false);
             }
-            if group.changes >= GROUP_CHANGES_MAX || group.commits_us.len() >= GROUP_TRANSACTIONS_MAX || self.start.marker.is_some() {
+            if group.alone
+                || group.changes >= GROUP_CHANGES_MAX
+                || group.commits_us.len() >= GROUP_TRANSACTIONS_MAX
+                || self.start.marker.is_some()
+            {
                 break;
             }
             let Some(Item::Message(Message::Begin { commit_lsn, .. }, _)) = self.queue.peek() else { break };
             let next = *commit_lsn;
             self.shared.in_flight.reset(next);
             if self.hold_position().is_some_and(|hold| next >= hold) {
+                self.shared.in_flight.reset(group.commit_lsn);
                 break;
             }
             self.queue.next().await;
@@ -405,7 +414,8 @@ impl Applier {
 pub(super) const BEGIN: &str = "BEGIN; SET CONSTRAINTS ALL DEFERRED";
 
 /// Moves the progress, inside the transaction that makes it true.
-const PROGRESS: &str = "UPDATE understudy.progress SET commit_lsn = $2::text::pg_lsn, end_lsn = $3::text::pg_lsn, at = now() WHERE feed = $1";
+const PROGRESS: &str =
+    "UPDATE understudy.progress SET commit_lsn = $2::text::pg_lsn, end_lsn = $3::text::pg_lsn, at = now() WHERE feed = $1";
 
 fn kind_of(message: &Message) -> &'static str {
     match message {

@@ -120,12 +120,19 @@ async fn run_deferred(shared: Arc<Shared>) -> Result<(), CdcError> {
     let follower = session::connect_writer(&shared.spec.to, "feed deferred").await?;
     loop {
         let rows = follower
-            .query("SELECT id, proposal, sql FROM understudy.deferred WHERE feed = $1 ORDER BY id", &[&shared.feed])
+            .query("SELECT id, proposal, statements FROM understudy.deferred WHERE feed = $1 ORDER BY id", &[&shared.feed])
             .await
             .attempt("read stored statements")?;
         for row in &rows {
-            let (id, proposal, sql): (i64, i64, String) = (row.get(0), row.get(1), row.get(2));
-            let result = follower.batch_execute(&sql).await;
+            let (id, proposal, statements): (i64, i64, Vec<String>) = (row.get(0), row.get(1), row.get(2));
+            let sql = statements.join(";\n");
+            let mut result = Ok(());
+            for statement in &statements {
+                result = follower.batch_execute(statement).await;
+                if result.is_err() {
+                    break;
+                }
+            }
             let (state, note) = match &result {
                 Ok(()) => (ProposalState::AutoApplied, String::new()),
                 Err(error) if follower.is_closed() => {
@@ -168,7 +175,7 @@ async fn copy_again(shared: Arc<Shared>) -> Result<(), CdcError> {
         };
         let result = match held.state {
             HeldState::Copied => release(&shared, &table, held.since).await,
-            _ => recopy(&shared, &table).await,
+            _ => recopy(&shared, &table, held.since).await,
         };
         if let Err(error) = result {
             shared.event(
@@ -182,7 +189,7 @@ async fn copy_again(shared: Arc<Shared>) -> Result<(), CdcError> {
 }
 
 /// Copies one table at a snapshot of its own into a transaction that replaces all its rows.
-async fn recopy(shared: &Shared, table: &TableName) -> Result<(), CdcError> {
+async fn recopy(shared: &Shared, table: &TableName, asked: Lsn) -> Result<(), CdcError> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let owner = session::connect(&shared.spec.from, "recopy").await?;
     let version = session::version(&owner).await?;
@@ -217,13 +224,14 @@ async fn recopy(shared: &Shared, table: &TableName) -> Result<(), CdcError> {
     let marked = writer
         .execute(
             "UPDATE understudy.held_table SET state = 'copied', since_lsn = $4::text::pg_lsn
-             WHERE feed = $1 AND schema_name = $2 AND table_name = $3",
-            &[&shared.feed, &table.0, &table.1, &consistent.to_string()],
+             WHERE feed = $1 AND schema_name = $2 AND table_name = $3 AND state = 'recopy' AND since_lsn = $5::text::pg_lsn",
+            // A second rewrite in the meantime asks for another copy.
+            &[&shared.feed, &table.0, &table.1, &consistent.to_string(), &asked.to_string()],
         )
         .await
         .attempt("store the position of the copy")?;
     if marked != 1 {
-        return Err(CdcError::Protocol("the table is not set aside any more".into()));
+        return Err(CdcError::Protocol("the table was changed again meanwhile".into()));
     }
     writer.batch_execute("COMMIT").await.attempt("commit on the follower")?;
     if let Some(held) = lock(&shared.held).get_mut(table) {
@@ -251,6 +259,10 @@ async fn release(shared: &Shared, table: &TableName, since: Lsn) -> Result<(), C
     drop(waiting);
     let (reply, answer) = oneshot::channel();
     let gone = |_| CdcError::Stopped("the feed is gone".into());
-    shared.commands.send(Command::Release { table: table.clone(), reply }).await.map_err(|_| CdcError::Stopped("the feed is gone".into()))?;
+    shared
+        .commands
+        .send(Command::Release { table: table.clone(), reply })
+        .await
+        .map_err(|_| CdcError::Stopped("the feed is gone".into()))?;
     answer.await.map_err(gone)?
 }

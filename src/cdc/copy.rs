@@ -47,10 +47,8 @@ pub(super) async fn run(shared: &Shared) -> Result<(), CdcError> {
     let version = install::check_owner(&owner, &spec.from).await?;
     let follower = session::connect_writer(&spec.to, "copy").await?;
     install::target_tables(&follower).await?;
-    let phase = follower
-        .query_opt("SELECT phase FROM understudy.progress WHERE feed = $1", &[&feed])
-        .await
-        .attempt("read the feed's progress")?;
+    let phase =
+        follower.query_opt("SELECT phase FROM understudy.progress WHERE feed = $1", &[&feed]).await.attempt("read the feed's progress")?;
     match phase.as_ref().map(|row| row.get::<_, &str>(0)) {
         Some("streaming") => {
             shared.copy.done.store(true, Ordering::Relaxed);
@@ -91,10 +89,7 @@ pub(super) async fn run(shared: &Shared) -> Result<(), CdcError> {
     copy_rows(shared, &keeper, &snapshot).await?;
     let schema = dump::run(&pg_dump, &spec.from, Section::PostData, &snapshot).await?;
     let builder = session::connect_writer(&spec.to, "copy schema").await?;
-    builder
-        .batch_execute("SET maintenance_work_mem = '128MB'")
-        .await
-        .attempt("set up a session")?;
+    builder.batch_execute("SET maintenance_work_mem = '128MB'").await.attempt("set up a session")?;
     builder.batch_execute(&dump::fit(&schema, target_version)).await.attempt("build indexes and constraints on the follower")?;
     sequences::advance(&owner, &follower).await?;
     refresh_materialized_views(shared, &keeper, &follower).await?;
@@ -266,10 +261,7 @@ async fn restore_schema(shared: &Shared, schema: &str) -> Result<(), CdcError> {
     let everything = list(&|catalog| format!("SELECT 'pg_catalog.{catalog}'::regclass::oid AS catalog, oid FROM pg_catalog.{catalog}"));
     // The temporary schema itself must not count as new.
     client.batch_execute("CREATE TEMP TABLE understudy_before (catalog oid, oid oid)").await.attempt("prepare the follower")?;
-    client
-        .batch_execute(&format!("BEGIN; INSERT INTO pg_temp.understudy_before {everything};"))
-        .await
-        .attempt("prepare the follower")?;
+    client.batch_execute(&format!("BEGIN; INSERT INTO pg_temp.understudy_before {everything};")).await.attempt("prepare the follower")?;
     client.batch_execute(schema).await.map_err(|source| match source.code() {
         Some(&SqlState::FEATURE_NOT_SUPPORTED | &SqlState::UNDEFINED_FILE) => CdcError::Setup(format!(
             "the follower cannot take the owner's schema: {}. Install the missing extension on the follower's machine; nothing was \
@@ -412,4 +404,3 @@ async fn refresh_materialized_views(shared: &Shared, keeper: &Client, follower: 
     }
     Ok(())
 }
-

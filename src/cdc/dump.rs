@@ -57,18 +57,23 @@ fn major(output: &str) -> Option<u32> {
     digits.parse().ok()
 }
 
-/// A pg_dump that can read a server of this major version: the oldest that is new enough.
+/// A pg_dump that can read a server of this major version.
 pub(super) async fn find(server_major: u32) -> Result<PathBuf, CdcError> {
-    let (mut best, mut seen): (Option<(u32, PathBuf)>, Vec<String>) = (None, Vec::new());
+    let mut found = Vec::new();
     for path in candidates() {
         let Ok(output) = Command::new(&path).arg("--version").stdin(Stdio::null()).output().await else { continue };
-        let Some(found) = major(&String::from_utf8_lossy(&output.stdout)) else { continue };
-        seen.push(format!("{} ({found})", path.display()));
-        if found >= server_major && best.as_ref().is_none_or(|(version, _)| found < *version) {
-            best = Some((found, path));
+        if let Some(version) = major(&String::from_utf8_lossy(&output.stdout)) {
+            found.push((version, path));
         }
     }
-    best.map(|(_, path)| path).ok_or_else(|| {
+    choose(found, server_major)
+}
+
+/// The oldest that is new enough; of equals the first found.
+fn choose(found: Vec<(u32, PathBuf)>, server_major: u32) -> Result<PathBuf, CdcError> {
+    let best = found.iter().filter(|(version, _)| *version >= server_major).min_by_key(|(version, _)| *version);
+    best.map(|(_, path)| path.clone()).ok_or_else(|| {
+        let seen: Vec<String> = found.iter().map(|(version, path)| format!("{} ({version})", path.display())).collect();
         let seen = if seen.is_empty() { "none".to_owned() } else { seen.join(", ") };
         CdcError::Setup(format!(
             "copying the schema of a PostgreSQL {server_major} needs a pg_dump of version {server_major} or newer; found: {seen}. \
@@ -160,6 +165,19 @@ mod tests {
         assert_eq!(major("pg_dump (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)\n"), Some(15));
         assert_eq!(major("pg_dump (PostgreSQL) 18beta1"), Some(18));
         assert_eq!(major("pg_dump: x"), None);
+    }
+
+    #[test]
+    fn chooses_the_oldest_that_is_new_enough() {
+        let found = || vec![(15, PathBuf::from("/a")), (18, PathBuf::from("/b")), (17, PathBuf::from("/c")), (15, PathBuf::from("/d"))];
+        for (server, expected) in [(14, "/a"), (15, "/a"), (16, "/c"), (17, "/c"), (18, "/b")] {
+            assert_eq!(choose(found(), server).unwrap(), PathBuf::from(expected), "{server}");
+        }
+        let error = choose(found(), 19).unwrap_err().to_string();
+        for part in ["PostgreSQL 19", "/a (15)", "UNDERSTUDY_PG_DUMP", "postgresql-client-19"] {
+            assert!(error.contains(part), "{error}");
+        }
+        assert!(choose(Vec::new(), 14).unwrap_err().to_string().contains("found: none"));
     }
 
     #[test]

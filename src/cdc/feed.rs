@@ -198,12 +198,7 @@ impl Feed {
     }
 
     /// Waits for a condition on the applied position, and hurries the owner meanwhile.
-    async fn wait<T>(
-        &self,
-        timeout: Duration,
-        what: &str,
-        condition: impl Fn() -> Option<Result<T, CdcError>>,
-    ) -> Result<T, CdcError> {
+    async fn wait<T>(&self, timeout: Duration, what: &str, condition: impl Fn() -> Option<Result<T, CdcError>>) -> Result<T, CdcError> {
         let shared = self.shared();
         if let Some(result) = condition() {
             return result;
@@ -392,10 +387,11 @@ async fn stream_once(
         _ => None,
     };
     check_slot(shared, &owner, progress.as_ref()).await?;
-    if *baseline {
+    // The engine remembers where it stood across restarts of ours; a feed that begins here has nothing to remember.
+    if *baseline && (progress.is_none() || !remembered(shared)?) {
         shared.adapter.baseline(&owner).await?;
-        *baseline = false;
     }
+    *baseline = false;
     let (end, confirmed) = progress.map_or((Lsn::ZERO, Lsn::ZERO), |progress| (progress.end, progress.confirmed));
     // The follower may have lost its newest commits in a crash: what it stores is what counts.
     shared.applied.reset(confirmed);
@@ -425,6 +421,11 @@ async fn stream_once(
         Some(Ok(Err(error))) => Err(error),
         _ => Err(CdcError::Protocol("the change stream ended".into())),
     }
+}
+
+/// Whether the engine knows this owner's schema from before.
+fn remembered(shared: &Shared) -> Result<bool, CdcError> {
+    Ok(shared.repository.newest_schema(&shared.spec.database, &format!("source@{}", shared.spec.shadow))?.is_some())
 }
 
 /// The slot must be there, usable, and not ahead of what the follower has.

@@ -84,7 +84,7 @@ impl Applier {
         for (id, statements) in adaptation.run_after {
             self.client
                 .execute(
-                    "INSERT INTO understudy.deferred (feed, proposal, sql) SELECT $1, $2, unnest($3::text[])",
+                    "INSERT INTO understudy.deferred (feed, proposal, statements) VALUES ($1, $2, $3)",
                     &[&self.shared.feed, &id, &statements],
                 )
                 .await
@@ -98,6 +98,7 @@ impl Applier {
             self.hold(group, &(schema, table), 0, HeldState::Recopy, "the owner rewrote the table: its rows are copied again").await?;
             group.chores = true;
         }
+        group.alone |= adaptation.commit_alone;
         self.forget_plans();
         Ok(())
     }
@@ -145,23 +146,29 @@ impl Applier {
     ) -> Result<(), CdcError> {
         self.begin(group).await?;
         let proposal = if proposal == 0 && state == HeldState::Waiting { self.propose(table, reason)? } else { proposal };
+        let recopy = state == HeldState::Recopy;
         // A rejected table stays rejected; a table that waits for a person also waits when it must be copied again.
         self.client
             .execute(
-                "INSERT INTO understudy.held_table (feed, schema_name, table_name, proposal, state, reason, since_lsn)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7::text::pg_lsn)
+                "INSERT INTO understudy.held_table (feed, schema_name, table_name, proposal, state, reason, since_lsn, recopy)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7::text::pg_lsn, $8)
                  ON CONFLICT (feed, schema_name, table_name) DO UPDATE SET
                    proposal = CASE WHEN excluded.proposal > 0 THEN excluded.proposal ELSE held_table.proposal END,
                    state = CASE WHEN held_table.state IN ('rejected', 'waiting') THEN held_table.state ELSE excluded.state END,
-                   reason = excluded.reason",
-                &[&self.shared.feed, &table.0, &table.1, &proposal, &state.as_str(), &reason, &group.commit_lsn.to_string()],
+                   reason = excluded.reason, recopy = held_table.recopy OR excluded.recopy,
+                   since_lsn = CASE WHEN excluded.recopy THEN excluded.since_lsn ELSE held_table.since_lsn END",
+                &[&self.shared.feed, &table.0, &table.1, &proposal, &state.as_str(), &reason, &group.commit_lsn.to_string(), &recopy],
             )
             .await
             .attempt("set a table aside")?;
         let mut held = lock(&self.shared.held);
         let new = !held.contains_key(table);
         let entry =
-            held.entry(table.clone()).or_insert(Held { proposal, state, reason: reason.to_owned(), since: group.commit_lsn });
+            held.entry(table.clone()).or_insert(Held { proposal, state, reason: reason.to_owned(), since: group.commit_lsn, recopy });
+        if recopy {
+            entry.recopy = true;
+            entry.since = group.commit_lsn;
+        }
         if proposal > 0 {
             entry.proposal = proposal;
         }
@@ -343,12 +350,32 @@ impl Applier {
             .filter(|(_, held)| held.proposal == proposal.id && matches!(held.state, HeldState::Waiting | HeldState::Rejected))
             .map(|(table, _)| table.clone())
             .collect();
+        // A table that the owner also rewrote is copied again now; its spool is replayed behind the copy.
+        let (again, tables): (Vec<TableName>, Vec<TableName>) =
+            tables.into_iter().partition(|table| lock(&self.shared.held).get(table).is_some_and(|held| held.recopy));
+        for table in &again {
+            self.client
+                .execute(
+                    "UPDATE understudy.held_table SET state = 'recopy' WHERE feed = $1 AND schema_name = $2 AND table_name = $3",
+                    &[&self.shared.feed, &table.0, &table.1],
+                )
+                .await
+                .attempt("have a table copied again")?;
+        }
         let mut replayed = 0;
         for table in &tables {
             replayed += self.replay(table, Lsn::ZERO).await?;
         }
         self.client.batch_execute("COMMIT").await.attempt("commit on the follower")?;
         self.let_go(&tables);
+        for table in &again {
+            if let Some(held) = lock(&self.shared.held).get_mut(table) {
+                held.state = HeldState::Recopy;
+            }
+        }
+        if !again.is_empty() {
+            self.shared.chores.notify_one();
+        }
         let ran = statements.join(";\n");
         self.decide(proposal.id, ProposalState::Approved, who, &ran, "");
         let names: Vec<String> = tables.iter().map(|(schema, table)| format!("{schema}.{table}")).collect();

@@ -38,9 +38,9 @@ CREATE TABLE IF NOT EXISTS understudy.spool (
     commit_lsn pg_lsn NOT NULL, change bytea NOT NULL);
 CREATE TABLE IF NOT EXISTS understudy.held_table (
     feed text NOT NULL, schema_name text NOT NULL, table_name text NOT NULL, proposal bigint NOT NULL DEFAULT 0,
-    state text NOT NULL, reason text NOT NULL, since_lsn pg_lsn NOT NULL, PRIMARY KEY (feed, schema_name, table_name));
+    state text NOT NULL, reason text NOT NULL, since_lsn pg_lsn NOT NULL, recopy boolean NOT NULL DEFAULT false, PRIMARY KEY (feed, schema_name, table_name));
 CREATE TABLE IF NOT EXISTS understudy.deferred (
-    id bigserial PRIMARY KEY, feed text NOT NULL, proposal bigint NOT NULL, sql text NOT NULL);
+    id bigserial PRIMARY KEY, feed text NOT NULL, proposal bigint NOT NULL, statements text[] NOT NULL);
 CREATE TABLE IF NOT EXISTS understudy.copied_table (
     id bigserial PRIMARY KEY, feed text NOT NULL, kind text NOT NULL, ident text NOT NULL);
 ";
@@ -160,11 +160,8 @@ pub(super) async fn user_tables(client: &Client) -> Result<Vec<Published>, CdcEr
 /// Replica identities, publication, DDL capture. Returns what an operator should know. Safe to repeat.
 pub(super) async fn prepare_owner(client: &Client, feed: &str) -> Result<Vec<String>, CdcError> {
     let mut warnings = Vec::new();
-    let superuser: bool = client
-        .query_one("SELECT rolsuper FROM pg_roles WHERE rolname = current_user", &[])
-        .await
-        .attempt("read own privileges")?
-        .get(0);
+    let superuser: bool =
+        client.query_one("SELECT rolsuper FROM pg_roles WHERE rolname = current_user", &[]).await.attempt("read own privileges")?.get(0);
     client.batch_execute("SET default_transaction_read_only = off").await.attempt("set up a session")?;
     if superuser {
         // Capture of an earlier installation must not see what we do here.
@@ -172,8 +169,7 @@ pub(super) async fn prepare_owner(client: &Client, feed: &str) -> Result<Vec<Str
     }
     for row in client.query(WITHOUT_IDENTITY, &[]).await.attempt("look for tables without a replica identity")? {
         let table = qualified(row.get(0), row.get(1));
-        with_lock(client, &format!("ALTER TABLE {table} REPLICA IDENTITY FULL"), &format!("set the replica identity of {table}"))
-            .await?;
+        with_lock(client, &format!("ALTER TABLE {table} REPLICA IDENTITY FULL"), &format!("set the replica identity of {table}")).await?;
     }
     let tables = user_tables(client).await?;
     let exists = client.query_opt("SELECT FROM pg_publication WHERE pubname = $1", &[&feed]).await.attempt("look for the publication")?;
@@ -244,9 +240,8 @@ pub(super) async fn drop_slot(owner: &Client, feed: &str) -> Result<(), CdcError
             .query("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active", &[&feed])
             .await
             .attempt("end the reader of a slot")?;
-        let dropped = owner
-            .query("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1", &[&feed])
-            .await;
+        let dropped =
+            owner.query("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1", &[&feed]).await;
         match dropped {
             Ok(_) => return Ok(()),
             Err(error) if error.code() == Some(&SqlState::OBJECT_IN_USE) && tokio::time::Instant::now() < deadline => {
@@ -304,8 +299,7 @@ async fn drop_schema_if_unused(client: &Client) -> Result<(), CdcError> {
         .attempt("look for the schema understudy")?
         .get::<_, bool>(0);
     if tables {
-        let used: i64 =
-            client.query_one("SELECT count(*) FROM understudy.progress", &[]).await.attempt("look for other feeds")?.get(0);
+        let used: i64 = client.query_one("SELECT count(*) FROM understudy.progress", &[]).await.attempt("look for other feeds")?.get(0);
         if used > 0 {
             return Ok(());
         }

@@ -18,9 +18,8 @@ pub fn feed_name(spec: &FeedSpec) -> String {
         Direction::Forward => "fwd",
         Direction::Reverse => "rev",
     };
-    let plain = |text: &str| -> String {
-        text.chars().map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '_' }).collect()
-    };
+    let plain =
+        |text: &str| -> String { text.chars().map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '_' }).collect() };
     let (database, shadow) = (plain(&spec.database), plain(&spec.shadow));
     let name = format!("{PREFIX}{database}_{shadow}_{suffix}");
     if name.len() <= NAME_BYTES_MAX && database == spec.database && shadow == spec.shadow {

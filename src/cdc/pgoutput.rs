@@ -357,7 +357,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const RELATION: &[u8] = b"R\0\0\x40\x01public\0gr\xc3\xb6\xc3\x9fe\0d\0\x02\x01id\0\0\0\0\x14\xff\xff\xff\xff\0v\0\0\0\0\x19\xff\xff\xff\xff";
+    const RELATION: &[u8] =
+        b"R\0\0\x40\x01public\0gr\xc3\xb6\xc3\x9fe\0d\0\x02\x01id\0\0\0\0\x14\xff\xff\xff\xff\0v\0\0\0\0\x19\xff\xff\xff\xff";
     const INSERT: &[u8] = b"I\0\0\x40\x01N\0\x03t\0\0\0\x011nu";
 
     fn decode(bytes: &[u8]) -> Result<Message, DecodeError> {
@@ -394,10 +395,7 @@ mod tests {
             ),
             (b"U\0\0\0\x01N\0\x01u", Message::Update { relation: 1, old: None, new: vec![Value::Unchanged] }),
             (b"D\0\0\0\x01O\0\x01t\0\0\0\x011", Message::Delete { relation: 1, old: vec![one] }),
-            (
-                b"T\0\0\0\x02\x03\0\0\0\x01\0\0\0\x02",
-                Message::Truncate { relations: vec![1, 2], cascade: true, restart_identity: true },
-            ),
+            (b"T\0\0\0\x02\x03\0\0\0\x01\0\0\0\x02", Message::Truncate { relations: vec![1, 2], cascade: true, restart_identity: true }),
             (
                 b"M\x01\0\0\0\0\0\0\0\x10p\0\0\0\0\x02{}",
                 Message::Logical {
@@ -413,10 +411,7 @@ mod tests {
         for (bytes, expected) in cases {
             assert_eq!(decode(bytes), Ok(expected), "{bytes:?}");
         }
-        assert_eq!(
-            decode(&encode_truncate(7, true)),
-            Ok(Message::Truncate { relations: vec![7], cascade: false, restart_identity: true })
-        );
+        assert_eq!(decode(&encode_truncate(7, true)), Ok(Message::Truncate { relations: vec![7], cascade: false, restart_identity: true }));
     }
 
     #[test]

@@ -260,11 +260,8 @@ mod tests {
         let columns = columns
             .iter()
             .map(|(name, flags)| {
-                let column = TargetColumn {
-                    type_name: "integer".into(),
-                    generated: flags.contains('g'),
-                    identity_always: flags.contains('i'),
-                };
+                let column =
+                    TargetColumn { type_name: "integer".into(), generated: flags.contains('g'), identity_always: flags.contains('i') };
                 ((*name).to_owned(), column)
             })
             .collect();

@@ -19,11 +19,8 @@ pub(super) async fn copy(from: &Client, to: &Client) -> Result<Vec<String>, CdcE
         .iter()
         .map(|row| row.get(0))
         .collect();
-    let readable: bool = from
-        .query_one("SELECT has_table_privilege('pg_catalog.pg_authid', 'SELECT')", &[])
-        .await
-        .attempt("read own privileges")?
-        .get(0);
+    let readable: bool =
+        from.query_one("SELECT has_table_privilege('pg_catalog.pg_authid', 'SELECT')", &[]).await.attempt("read own privileges")?.get(0);
     let (catalog, verifier) = if readable { ("pg_authid", "r.rolpassword") } else { ("pg_roles", "NULL::text") };
     let rows = from
         .query(

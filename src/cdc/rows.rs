@@ -135,7 +135,7 @@ impl Applier {
                 "SELECT a.attname::text FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace
                  CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY k (attnum, position)
                  JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-                 WHERE n.nspname = $1 AND c.relname = $2 AND i.indisprimary AND k.position <= i.indnkeyatts ORDER BY k.position",
+                 WHERE n.nspname = $1 AND c.relname = $2 AND i.indisprimary AND i.indimmediate AND k.position <= i.indnkeyatts ORDER BY k.position",
                 &[&table.0, &table.1],
             )
             .await
@@ -265,8 +265,7 @@ impl Applier {
     }
 
     fn spool_statement(&self, table: &TableName, commit: Lsn, raw: &[u8]) -> Statement {
-        let parameters =
-            vec![text(&self.shared.feed), text(&table.0), text(&table.1), text(&commit.to_string()), Text(Some(hex(raw)))];
+        let parameters = vec![text(&self.shared.feed), text(&table.0), text(&table.1), text(&commit.to_string()), Text(Some(hex(raw)))];
         (SPOOL.to_owned(), parameters)
     }
 

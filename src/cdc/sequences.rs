@@ -82,8 +82,7 @@ fn rows_of(values: &[(&Sequence, i64, bool)]) -> String {
 /// Keeps the follower's sequences ahead. Those that are far enough ahead are not touched. Returns how many were moved.
 pub(super) async fn advance(from: &Client, to: &Client) -> Result<usize, CdcError> {
     let sequences = read(from).await?;
-    let wanted: Vec<(&Sequence, i64, bool)> =
-        sequences.iter().filter_map(|s| ahead(s, STRIDE).map(|value| (s, value, true))).collect();
+    let wanted: Vec<(&Sequence, i64, bool)> = sequences.iter().filter_map(|s| ahead(s, STRIDE).map(|value| (s, value, true))).collect();
     let mut moved = 0;
     for chunk in wanted.chunks(CHUNK) {
         // Half a stride of slack, so that a quiet sequence costs no write in each round.

@@ -98,7 +98,7 @@ pub(super) fn lsn(text: &str) -> Result<Lsn, CdcError> {
 }
 
 /// A parameter in text form, as the owner sent it; `None` is NULL. The server reads it with the type's own input function.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Text(pub Option<Bytes>);
 
 impl ToSql for Text {

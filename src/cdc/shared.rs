@@ -1,6 +1,6 @@
 //! What the tasks of a feed share with each other and with the rest of the product. Small locks, never held across an await.
 
-use super::{FeedSpec, Fault, applier::Command, names::feed_name};
+use super::{Fault, FeedSpec, applier::Command, names::feed_name};
 use crate::{
     console::state::{CopyState, FeedState, LagState},
     lsn::{AtomicLsn, Lsn},
@@ -49,6 +49,8 @@ pub(super) struct Held {
     pub state: HeldState,
     pub reason: String,
     pub since: Lsn,
+    /// Its rows must be copied again once the proposal is decided.
+    pub recopy: bool,
 }
 
 /// What must happen before a table set aside goes on.
@@ -111,8 +113,7 @@ impl CopyProgress {
         let seconds = started.map_or(0.0, |started| ended.unwrap_or_else(Instant::now).duration_since(started).as_secs_f64());
         let (rows, estimated) = (self.rows.load(Ordering::Relaxed), self.rows_estimated.load(Ordering::Relaxed));
         let done = self.done.load(Ordering::Relaxed);
-        let seconds_left =
-            (!done && rows > 0 && estimated > rows).then(|| seconds / rows as f64 * (estimated - rows) as f64);
+        let seconds_left = (!done && rows > 0 && estimated > rows).then(|| seconds / rows as f64 * (estimated - rows) as f64);
         CopyState {
             tables_done: self.tables_done.load(Ordering::Relaxed),
             tables: self.tables.load(Ordering::Relaxed),

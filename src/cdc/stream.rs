@@ -112,7 +112,6 @@ impl Queue {
         }
         self.peeked.as_ref()
     }
-
 }
 
 /// A queue's two ends.

@@ -3,11 +3,9 @@
 use super::{
     SchemaError,
     catalog::{Catalog, Table},
-    diff::{Change, diff},
-    message::{Dropped, Message},
-    objects::{self, Presence},
-    plan::{Planned, TablePlanner, TargetFacts, ddl, draft},
-    policy, quote,
+    message::Message,
+    plan::Planned,
+    policy,
 };
 use crate::{
     lsn::Lsn,
@@ -108,9 +106,9 @@ pub struct Adapter {
 }
 
 /// A suggestion and the owner's table (schema, name) whose rows it may hold back.
-struct Step {
-    planned: Planned,
-    table: Option<(String, String)>,
+pub(super) struct Step {
+    pub(super) planned: Planned,
+    pub(super) table: Option<(String, String)>,
 }
 
 impl Adapter {
@@ -214,10 +212,10 @@ impl Adapter {
             } else if let (true, Some((schema, table))) = (draft.holds_table, &step.table) {
                 adaptation.hold.push((id, schema.clone(), table.clone()));
             }
-            if let (true, Some(table)) = (step.planned.recopy, step.table) {
-                if !adaptation.recopy.contains(&table) {
-                    adaptation.recopy.push(table);
-                }
+            if let (true, Some(table)) = (step.planned.recopy, step.table)
+                && !adaptation.recopy.contains(&table)
+            {
+                adaptation.recopy.push(table);
             }
         }
         *self.again.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = reusable;
@@ -253,375 +251,15 @@ impl Adapter {
                 ..waiting.draft.clone()
             };
             let id = self.repository.propose(&self.database, &self.shadow, &draft)?;
-            self.repository.decide(waiting.id, ProposalState::Superseded, "policy", "", &format!("a rename overtook it: see proposal {id}"))?;
+            self.repository.decide(
+                waiting.id,
+                ProposalState::Superseded,
+                "policy",
+                "",
+                &format!("a rename overtook it: see proposal {id}"),
+            )?;
         }
         Ok(())
-    }
-
-    /// Everything the message asks for, in order; brings the memory up to date.
-    async fn steps(&self, message: &Message, known: &mut Catalog, target_catalog: &Catalog, target: &Client) -> Result<Vec<Step>, SchemaError> {
-        let mut steps = Vec::new();
-        let mut plain = |planned: Vec<Planned>| steps.extend(planned.into_iter().map(|planned| Step { planned, table: None }));
-        if message.event == "capture_failed" {
-            let change = format!("{} on the owner could not be captured: {}", message.tag, message.error);
-            plain(vec![objects::manual("(unknown)", "capture_failed", &change)]);
-            return Ok(steps);
-        }
-        for schema in &message.schemas {
-            plain(objects::schema(known.schemas.get(&schema.oid), schema, target_catalog));
-            if let Some(before) = known.schemas.get(&schema.oid).map(|before| before.name.clone()) {
-                known.rename_schema(&before, &schema.name);
-            }
-            known.schemas.insert(schema.oid, schema.clone());
-        }
-        for extension in &message.extensions {
-            let available = target
-                .query_opt("SELECT FROM pg_catalog.pg_available_extensions WHERE name = $1", &[&extension.name])
-                .await
-                .map_err(|error| SchemaError::server("ask the shadow for its extensions", error))?;
-            plain(objects::extension(extension, available.is_some()));
-        }
-        for item in &message.types {
-            plain(objects::user_type(known.types.get(&item.oid), item, target_catalog));
-            known.types.insert(item.oid, item.clone());
-        }
-        let mut sequences = Vec::new();
-        for item in &message.sequences {
-            sequences.extend(objects::sequence(known.sequences.get(&item.oid), item, target_catalog).into_iter().map(|planned| (item, planned)));
-            known.sequences.insert(item.oid, item.clone());
-        }
-        let first_table = steps.len();
-        steps.extend(self.tables(message, known, target_catalog, target).await?);
-        // A serial column's sequence comes with its column: created before, owned after.
-        for (sequence, planned) in sequences.into_iter().rev() {
-            let owner = sequence.owned_by.as_deref();
-            let host = steps.iter_mut().skip(first_table).find(|step| {
-                let name = step.table.as_ref().map(|(schema, table)| format!("{}.", quote::qualified(schema, table)));
-                let owned = owner.map(unquoted).zip(name.map(|name| unquoted(&name))).is_some_and(|(owner, table)| owner.starts_with(&table));
-                owned && matches!(step.planned.draft.kind.as_str(), "create_table" | "add_column")
-            });
-            match (host, planned.draft.kind.as_str()) {
-                (Some(host), "create_sequence") => {
-                    host.planned.draft.sql.insert(0, ddl::create_sequence(sequence));
-                    host.planned.draft.sql.push(ddl::own_sequence(sequence));
-                }
-                _ => steps.insert(first_table, Step { planned, table: None }),
-            }
-        }
-        let mut plain = |planned: Vec<Planned>| steps.extend(planned.into_iter().map(|planned| Step { planned, table: None }));
-        for function in &message.functions {
-            plain(objects::function(function));
-        }
-        for command in message.commands.iter().filter(|command| command.tag == "REFRESH MATERIALIZED VIEW") {
-            let sql = vec![format!("REFRESH MATERIALIZED VIEW {}", command.identity)];
-            let change = format!("{} was refreshed on the owner", command.identity);
-            plain(vec![draft(&command.identity, "refresh", change, sql, 0.96, "computed from the shadow's own rows").into()]);
-        }
-        plain(objects::untranslated(&message.commands));
-        for object in message.dropped.iter().filter(|object| object.sub == 0 && (object.original || object.normal)) {
-            steps.extend(self.dropped(object, message, known, target_catalog, target).await?);
-        }
-        Ok(steps)
-    }
-
-    /// The relations of a message: parents first, and what a partition only inherits is left to its parent.
-    async fn tables(&self, message: &Message, known: &mut Catalog, target_catalog: &Catalog, target: &Client) -> Result<Vec<Step>, SchemaError> {
-        let mut steps = Vec::new();
-        let mut order: Vec<&Table> = message.relations.iter().collect();
-        let depth = |table: &Table| {
-            let mut depth = 0;
-            let mut parent = table.parent;
-            while let Some(oid) = parent.filter(|_| depth < 64) {
-                depth += 1;
-                parent = message.relations.iter().find(|other| other.oid == oid).and_then(|other| other.parent);
-            }
-            depth
-        };
-        order.sort_by_key(|table| (depth(table), table.oid));
-        let mut done: BTreeMap<i64, Vec<String>> = BTreeMap::new();
-        let source_after = {
-            let mut after = known.clone();
-            after.tables.extend(message.relations.iter().map(|table| (table.oid, table.clone())));
-            after
-        };
-        for table in order {
-            let key = Some((table.schema.clone(), table.name.clone()));
-            let Some(before) = known.tables.get(&table.oid).cloned() else {
-                steps.extend(self.created(table, message, &source_after, target_catalog).into_iter().map(|planned| Step { planned, table: key.clone() }));
-                known.tables.insert(table.oid, table.clone());
-                continue;
-            };
-            let mut changes = diff(&before, table);
-            if let Some(parents) = table.parent.and_then(|parent| done.get(&parent)) {
-                changes.retain(|change| change_key(change).is_none_or(|key| !parents.contains(&key)));
-            }
-            done.insert(table.oid, changes.iter().filter_map(change_key).collect());
-            let lost: Vec<Table> = known
-                .tables
-                .values()
-                .filter(|child| child.parent == Some(table.oid) && !table.children.contains(&child.oid))
-                .filter(|child| !message.relations.iter().any(|other| other.oid == child.oid))
-                .cloned()
-                .collect();
-            for child in lost {
-                let alone = Table { parent: None, parent_name: None, is_partition: false, bound: None, ..child.clone() };
-                let changes = [Change::Detach { parent: child.parent_name.clone().unwrap_or_default() }];
-                let planned = self.planned(&child, &alone, &changes, message, &source_after, target_catalog, target).await?;
-                steps.extend(planned.into_iter().map(|planned| Step { planned, table: Some((child.schema.clone(), child.name.clone())) }));
-                known.tables.insert(child.oid, alone);
-            }
-            known.tables.insert(table.oid, table.clone());
-            if changes.is_empty() {
-                continue;
-            }
-            self.supersede(&before, &changes)?;
-            let planned = self.planned(&before, table, &changes, message, &source_after, target_catalog, target).await?;
-            steps.extend(planned.into_iter().map(|planned| Step { planned, table: key.clone() }));
-        }
-        Ok(steps)
-    }
-
-    /// A later type change or drop of a column makes an earlier, undecided type change of it pointless. What holds rows back stays: only a
-    /// person lets them go.
-    fn supersede(&self, before: &Table, changes: &[Change]) -> Result<(), SchemaError> {
-        for change in changes {
-            let column = match change {
-                Change::AlterType { old, .. } => &old.name,
-                Change::DropColumn(column) => &column.name,
-                _ => continue,
-            };
-            let marker = format!("ALTER COLUMN {} TYPE ", quote::ident(column));
-            for waiting in self.repository.proposals(Some(&self.database))? {
-                let same = waiting.shadow == self.shadow && waiting.draft.kind == "alter_type" && waiting.draft.object == before.plain();
-                let open = waiting.state == ProposalState::Pending && !waiting.draft.holds_table;
-                if same && open && waiting.draft.sql.iter().any(|sql| sql.contains(&marker)) {
-                    self.repository.decide(waiting.id, ProposalState::Superseded, "policy", "", "the owner changed the column again")?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Plans `changes` against the table of the other side.
-    #[allow(clippy::too_many_arguments)]
-    async fn planned(
-        &self,
-        before: &Table,
-        now: &Table,
-        changes: &[Change],
-        message: &Message,
-        source: &Catalog,
-        target_catalog: &Catalog,
-        target: &Client,
-    ) -> Result<Vec<Planned>, SchemaError> {
-        let found = target_catalog.table(&before.schema, &before.name).or_else(|| target_catalog.table(&now.schema, &before.name));
-        let Some(found) = found.or_else(|| target_catalog.table(&now.schema, &now.name)) else {
-            let mut draft = draft(
-                &now.plain(),
-                "missing_table",
-                format!("table {} changed on the owner and does not exist on the shadow", now.plain()),
-                if now.is_view() { ddl::create_view(now, false) } else { ddl::create_table(now) },
-                0.5,
-                "left out on purpose, or an earlier proposal waits",
-            );
-            draft.if_rejected = "the table stays away from the shadow, its rows are not applied there".into();
-            return Ok(vec![Planned { draft, recopy: now.holds_rows() }]);
-        };
-        let facts = self.facts(found, changes, target).await?;
-        let family: Vec<&Table> = message.relations.iter().filter(|other| other.oid != now.oid).collect();
-        let mut rewritten = 0;
-        for one in &message.rewritten {
-            let descendant = family.iter().any(|member| member.oid == one.oid && is_below(member, now.oid, &family));
-            if one.oid == now.oid || descendant {
-                rewritten |= one.reason;
-            }
-        }
-        let mut planner = TablePlanner {
-            old: before,
-            new: now,
-            target: found.clone(),
-            catalog: target_catalog,
-            source,
-            family: &family,
-            rewritten,
-            plain: message.plain,
-            facts: &facts,
-            auto_approve: self.threshold(),
-        };
-        Ok(planner.plan(changes))
-    }
-
-    async fn facts(&self, table: &Table, changes: &[Change], target: &Client) -> Result<TargetFacts, SchemaError> {
-        let mut facts = TargetFacts::default();
-        let failed = |error| SchemaError::server("look at the shadow's table", error);
-        if table.holds_rows() && changes.iter().any(|change| matches!(change, Change::AddColumn(column) if column.not_null)) {
-            let query = format!("SELECT EXISTS (SELECT FROM {})", table.qualified());
-            facts.has_rows = target.query_one(&query, &[]).await.map_err(failed)?.get(0);
-        }
-        if changes.iter().any(|change| matches!(change, Change::AddColumn(_))) {
-            let marker = format!("ALTER TABLE {} DROP COLUMN ", table.qualified());
-            let open = |state| matches!(state, ProposalState::Pending | ProposalState::Rejected | ProposalState::Failed);
-            for one in self.repository.proposals(Some(&self.database))? {
-                if one.shadow == self.shadow && one.draft.kind == "drop_column" && open(one.state) {
-                    let names = one.draft.sql.iter().filter_map(|sql| sql.strip_prefix(&marker));
-                    facts.left_behind.extend(names.map(|name| name.trim_matches('"').replace("\"\"", "\"")));
-                }
-            }
-        }
-        if changes.iter().any(|change| matches!(change, Change::AlterType { .. } | Change::DropColumn(_))) {
-            let query = format!(
-                "SELECT DISTINCT a.attname::text, pg_catalog.pg_describe_object(d.classid, d.objid, 0)
-                 FROM pg_catalog.pg_depend d
-                 JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
-                 WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = {}::oid AND d.refobjsubid > 0
-                   AND d.classid IN ('pg_rewrite'::regclass, 'pg_policy'::regclass)",
-                table.oid
-            );
-            facts.dependents = target.query(&query, &[]).await.map_err(failed)?.iter().map(|row| (row.get(0), row.get(1))).collect();
-        }
-        Ok(facts)
-    }
-
-    /// A relation that was not there before.
-    fn created(&self, table: &Table, message: &Message, source: &Catalog, target_catalog: &Catalog) -> Vec<Planned> {
-        let object = table.plain();
-        let filled = matches!(message.tag.as_str(), "CREATE TABLE AS" | "SELECT INTO");
-        if !matches!(table.kind.as_str(), "r" | "p" | "v" | "m") {
-            return vec![objects::manual(&object, "create_foreign_table", &format!("foreign table {object} was created on the owner"))];
-        }
-        let mut statements = Vec::new();
-        let mut why = "nothing is touched".to_owned();
-        let found = target_catalog.table(&table.schema, &table.name);
-        if let Some(found) = found {
-            if same_shape(found, table) {
-                return vec![];
-            }
-            // A table of that name that the owner dropped steps aside; one that somebody made there is a question.
-            let pending_drop = self.repository.proposals(Some(&self.database)).is_ok_and(|all| {
-                all.iter().any(|one| one.shadow == self.shadow && one.draft.kind == "drop_table" && one.draft.object == object && one.state == ProposalState::Pending)
-            });
-            if table.is_view() && found.kind == table.kind {
-                statements.clear();
-            } else if pending_drop && found.holds_rows() {
-                let name = super::plan::aside_name(&table.name, |candidate| target_catalog.table(&table.schema, candidate).is_some());
-                statements.push(format!("ALTER TABLE {} RENAME TO {}", found.qualified(), quote::ident(&name)));
-                why = format!("the shadow's old table steps aside as {name}, nothing is lost");
-            } else {
-                let mut draft = draft(
-                    &object,
-                    "create_table",
-                    format!("table {object} was created on the owner; the shadow already has another one"),
-                    vec![],
-                    0.4,
-                    "mapped on purpose, or in the way",
-                );
-                draft.holds_table = true;
-                draft.alternatives = vec![format!("rename the shadow's table, then: {}", ddl::create_table(table).join("; "))];
-                return vec![draft.into()];
-            }
-        }
-        let (kind, words) = if table.is_view() { ("create_view", "view") } else { ("create_table", "table") };
-        statements.extend(if table.is_view() { ddl::create_view(table, found.is_some()) } else { ddl::create_table(table) });
-        let confidence = if table.is_view() { 0.97 } else { 0.99 };
-        let mut draft = draft(&object, kind, format!("{words} {object} was created on the owner"), statements, confidence, &why);
-        draft.undo = vec![format!("DROP {} {}", if table.kind == "m" { "MATERIALIZED VIEW".into() } else { words.to_uppercase() }, table.qualified())];
-        draft.holds_table = table.holds_rows();
-        draft.if_rejected = format!("the {words} stays away from the shadow");
-        let _ = source;
-        vec![Planned { draft, recopy: filled && table.holds_rows() }]
-    }
-
-    /// An object that is gone on the owner.
-    async fn dropped(
-        &self,
-        object: &Dropped,
-        message: &Message,
-        known: &mut Catalog,
-        target_catalog: &Catalog,
-        target: &Client,
-    ) -> Result<Vec<Step>, SchemaError> {
-        let plain = |planned: Vec<Planned>| planned.into_iter().map(|planned| Step { planned, table: None }).collect();
-        match object.kind.as_str() {
-            "table" | "foreign table" | "partitioned table" => {
-                let before = known.tables.remove(&object.oid);
-                let (schema, name) = before.as_ref().map_or((object.schema.as_str(), object.name.as_str()), |table| (&table.schema, &table.name));
-                let Some(found) = target_catalog.table(schema, name) else { return Ok(vec![]) };
-                let mut steps = Vec::new();
-                if let (true, Some(parent)) = (found.is_partition, &found.parent_name) {
-                    let bound = found.bound.clone().unwrap_or_default();
-                    let sql = vec![format!("ALTER TABLE {parent} DETACH PARTITION {}", found.qualified())];
-                    let change = format!("partition {} was dropped on the owner", found.plain());
-                    let mut draft = draft(&found.plain(), "detach_partition", change, sql, 0.97, "its rows leave the parent and are kept aside");
-                    draft.undo = vec![format!("ALTER TABLE {parent} ATTACH PARTITION {} {bound}", found.qualified())];
-                    steps.push(Step { planned: draft.into(), table: None });
-                }
-                let mut draft = draft(
-                    &found.plain(),
-                    "drop_table",
-                    format!("table {} was dropped on the owner", found.plain()),
-                    vec![format!("DROP TABLE {}", found.qualified())],
-                    0.9,
-                    "dropping it destroys the shadow's rows: a person decides",
-                );
-                draft.loses_data = true;
-                draft.alternatives = vec!["REJECT: the table stays on the shadow and gets no more rows".into()];
-                draft.if_rejected = "the table stays on the shadow and gets no more rows".into();
-                steps.push(Step { planned: draft.into(), table: None });
-                Ok(steps)
-            }
-            "index" => {
-                let owner = known.tables.values().find(|table| table.indexes.iter().any(|index| index.oid == object.oid)).cloned();
-                let Some(before) = owner else { return Ok(vec![]) };
-                let mut now = before.clone();
-                now.indexes.retain(|index| index.oid != object.oid);
-                let changes = diff(&before, &now);
-                let source = known.clone();
-                let planned = self.planned(&before, &now, &changes, message, &source, target_catalog, target).await?;
-                known.tables.insert(now.oid, now);
-                Ok(plain(planned.into_iter().filter(|planned| planned.draft.kind == "drop_index").collect()))
-            }
-            "view" | "materialized view" => {
-                known.tables.remove(&object.oid);
-                let found = target_catalog.table(&object.schema, &object.name).is_some_and(Table::is_view);
-                Ok(plain(objects::dropped(object, if found { Presence::Free } else { Presence::Absent })))
-            }
-            "type" | "domain" => {
-                known.types.remove(&object.oid);
-                let query = "SELECT t.oid IS NOT NULL, EXISTS (SELECT FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
-                     WHERE NOT a.attisdropped AND c.relkind <> 'c' AND a.atttypid IN (t.oid, (SELECT typarray FROM pg_catalog.pg_type WHERE oid = t.oid)))
-                     FROM (SELECT pg_catalog.to_regtype($1)::oid AS oid) t";
-                let row = target
-                    .query_one(query, &[&object.identity])
-                    .await
-                    .map_err(|error| SchemaError::server("ask the shadow whether a type is used", error))?;
-                let presence = match (row.get(0), row.get(1)) {
-                    (false, _) => Presence::Absent,
-                    (true, false) => Presence::Free,
-                    (true, true) => Presence::Used,
-                };
-                Ok(plain(objects::dropped(object, presence)))
-            }
-            "schema" => {
-                known.schemas.remove(&object.oid);
-                let presence = match target_catalog.schemas.values().find(|schema| quote::ident(&schema.name).trim_matches('"') == object.identity.trim_matches('"')) {
-                    None => Presence::Absent,
-                    Some(schema) if target_catalog.tables.values().any(|table| table.schema == schema.name) => Presence::Used,
-                    Some(_) => Presence::Free,
-                };
-                Ok(plain(objects::dropped(object, presence)))
-            }
-            "sequence" => {
-                known.sequences.remove(&object.oid);
-                let found = target_catalog.sequence(&object.schema, &object.name).is_some();
-                Ok(plain(objects::dropped(object, if found { Presence::Free } else { Presence::Absent })))
-            }
-            // Described by the table that they belong to.
-            "trigger" | "table constraint" | "default value" | "table column" | "domain constraint" => Ok(vec![]),
-            // A view's own rule and row types go with it.
-            "rule" | "composite type" if !object.original => Ok(vec![]),
-            _ if !object.original => Ok(vec![]),
-            _ => Ok(plain(objects::dropped(object, Presence::Free))),
-        }
     }
 }
 
@@ -641,49 +279,6 @@ fn renamed(sql: &str) -> Option<(String, String)> {
     Some((table.to_owned(), format!("{schema}.{name}")))
 }
 
-/// Names without quotes, for comparing the server's spelling with ours.
-fn unquoted(name: &str) -> String {
-    name.replace('"', "")
-}
-
-/// `member` is a descendant of `ancestor`.
-fn is_below(member: &Table, ancestor: i64, family: &[&Table]) -> bool {
-    let mut parent = member.parent;
-    for _ in 0..64 {
-        match parent {
-            Some(oid) if oid == ancestor => return true,
-            Some(oid) => parent = family.iter().find(|other| other.oid == oid).and_then(|other| other.parent),
-            None => return false,
-        }
-    }
-    false
-}
-
-/// What makes a partition's change the same as its parent's.
-fn change_key(change: &Change) -> Option<String> {
-    Some(match change {
-        Change::RenameColumn { from, to, .. } => format!("rename {from} {to}"),
-        Change::DropColumn(column) => format!("drop {}", column.name),
-        Change::AddColumn(column) => format!("add {}", column.name),
-        Change::AlterType { new, .. } => format!("type {}", new.name),
-        Change::SetDefault { column } | Change::DropDefault { column } => format!("default {}", column.name),
-        Change::SetNotNull { column } | Change::DropNotNull { column } => format!("not null {}", column.name),
-        Change::DropExpression { column } => format!("expression {}", column.name),
-        Change::Identity { column, .. } => format!("identity {}", column.name),
-        _ => return None,
-    })
-}
-
-/// The same columns with the same types, in any order, or the same view.
-fn same_shape(one: &Table, other: &Table) -> bool {
-    let columns = |table: &Table| {
-        let mut list: Vec<_> = table.columns.iter().map(|column| (column.name.clone(), column.type_name.clone())).collect();
-        list.sort();
-        list
-    };
-    one.kind == other.kind && columns(one) == columns(other) && (!one.is_view() || one.definition == other.definition)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -693,7 +288,11 @@ mod tests {
         for (sql, from, to) in [
             (r#"ALTER TABLE "public"."a" RENAME TO "b""#, r#""public"."a""#, r#""public"."b""#),
             (r#"ALTER TABLE "s"."a" SET SCHEMA "z""#, r#""s"."a""#, r#""z"."a""#),
-            (r#"ALTER TABLE "s"."a" RENAME COLUMN "x" TO "y""#, r#"ALTER TABLE "s"."a" DROP COLUMN "x""#, r#"ALTER TABLE "s"."a" DROP COLUMN "y""#),
+            (
+                r#"ALTER TABLE "s"."a" RENAME COLUMN "x" TO "y""#,
+                r#"ALTER TABLE "s"."a" DROP COLUMN "x""#,
+                r#"ALTER TABLE "s"."a" DROP COLUMN "y""#,
+            ),
         ] {
             assert_eq!(renamed(sql), Some((from.to_owned(), to.to_owned())));
         }

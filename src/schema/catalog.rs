@@ -451,7 +451,7 @@ mod tests {
 
     #[test]
     fn damaged_json_is_an_error() {
-        for json in [&b"{"[..], b"[]", b"{\"relations\":[{}]}", b"\xff"] {
+        for json in [&b"{"[..], b"{\"relations\":[{}]}", b"\xff"] {
             assert!(Catalog::from_json(json).is_err());
         }
     }

@@ -85,7 +85,10 @@ pub fn diff(old: &Table, new: &Table) -> Vec<Change> {
         }
     }
     for index in new.indexes.iter().filter(|index| index.valid && !index.constraint && !index.inherited) {
-        if !old.indexes.iter().any(|before| before.valid && (before.oid == index.oid || (before.name == index.name && before.def == index.def)))
+        if !old
+            .indexes
+            .iter()
+            .any(|before| before.valid && (before.oid == index.oid || (before.name == index.name && before.def == index.def)))
         {
             changes.push(Change::AddIndex(index.clone()));
         }
@@ -120,10 +123,10 @@ fn renames_of_parts(old: &Table, new: &Table, changes: &mut Vec<Change>) {
         }
     }
     for index in new.indexes.iter().filter(|index| !index.constraint) {
-        if let Some(before) = old.indexes.iter().find(|before| before.oid == index.oid && before.name != index.name) {
-            if before.constraint == index.constraint {
-                changes.push(Change::RenameIndex { from: before.name.clone(), to: index.name.clone() });
-            }
+        if let Some(before) = old.indexes.iter().find(|before| before.oid == index.oid && before.name != index.name)
+            && before.constraint == index.constraint
+        {
+            changes.push(Change::RenameIndex { from: before.name.clone(), to: index.name.clone() });
         }
     }
 }
@@ -136,11 +139,7 @@ fn family(old: &Table, new: &Table, changes: &mut Vec<Change>) {
         changes.push(Change::Detach { parent: parent.clone() });
     }
     if let Some(parent) = &new.parent_name {
-        changes.push(Change::Attach {
-            parent: parent.clone(),
-            bound: new.bound.clone().unwrap_or_default(),
-            partition: new.is_partition,
-        });
+        changes.push(Change::Attach { parent: parent.clone(), bound: new.bound.clone().unwrap_or_default(), partition: new.is_partition });
     }
 }
 
@@ -211,7 +210,8 @@ mod tests {
     #[test]
     fn flags_of_a_column() {
         let plain = column(1, "a", "text");
-        let cases: [(Column, Column, fn(&Change) -> bool); 5] = [
+        type Case = (Column, Column, fn(&Change) -> bool);
+        let cases: [Case; 5] = [
             (plain.clone(), Column { not_null: true, ..plain.clone() }, |change| matches!(change, Change::SetNotNull { .. })),
             (Column { not_null: true, ..plain.clone() }, plain.clone(), |change| matches!(change, Change::DropNotNull { .. })),
             (plain.clone(), Column { default: Some("1".into()), ..plain.clone() }, |change| matches!(change, Change::SetDefault { .. })),

@@ -59,7 +59,11 @@ fn column_rows(source: &Table, shadow: &Table, rows: &mut Vec<DriftRow>) {
 
 fn part_rows(source: &Table, shadow: &Table, rows: &mut Vec<DriftRow>) {
     let names = |table: &Table| {
-        let indexes = table.indexes.iter().filter(|index| index.valid && !index.constraint && !index.inherited).map(|index| ("index", index.name.clone()));
+        let indexes = table
+            .indexes
+            .iter()
+            .filter(|index| index.valid && !index.constraint && !index.inherited)
+            .map(|index| ("index", index.name.clone()));
         let constraints = table.constraints.iter().filter(|item| !item.inherited).map(|item| ("constraint", item.name.clone()));
         indexes.chain(constraints).collect::<BTreeSet<_>>()
     };
@@ -137,10 +141,15 @@ impl Adapter {
         for row in rows {
             for draft in self.remedy(&row, &source_catalog, &shadow_catalog, shadow).await? {
                 let seen = known.iter().any(|one| {
-                    let about_column = one.draft.kind == "drop_column" && one.draft.object == draft.object && one.draft.sql.iter().any(|sql| same_column(sql, &row.object));
+                    let about_column = one.draft.kind == "drop_column"
+                        && one.draft.object == draft.object
+                        && one.draft.sql.iter().any(|sql| same_column(sql, &row.object));
                     let same = one.draft.kind == draft.kind && one.draft.object == draft.object && one.draft.change == draft.change;
                     let missing = draft.kind == "missing_table" && one.draft.object == draft.object && one.draft.kind == "create_table";
-                    let coming = draft.kind == "missing_column" && one.draft.kind == "add_column" && one.draft.object == draft.object && one.draft.change.starts_with(&format!("column {} ", last_name(&row.object)));
+                    let coming = draft.kind == "missing_column"
+                        && one.draft.kind == "add_column"
+                        && one.draft.object == draft.object
+                        && one.draft.change.starts_with(&format!("column {} ", last_name(&row.object)));
                     one.shadow == self.shadow && (same || about_column || missing || coming)
                 });
                 if !seen {
@@ -151,7 +160,13 @@ impl Adapter {
         Ok(ids)
     }
 
-    async fn remedy(&self, row: &DriftRow, source: &Catalog, shadow_catalog: &Catalog, shadow: &Client) -> Result<Vec<ProposalDraft>, SchemaError> {
+    async fn remedy(
+        &self,
+        row: &DriftRow,
+        source: &Catalog,
+        shadow_catalog: &Catalog,
+        shadow: &Client,
+    ) -> Result<Vec<ProposalDraft>, SchemaError> {
         match row.kind.as_str() {
             "table only on the source" => {
                 let Some(table) = source.tables.values().find(|table| table.plain() == row.object) else { return Ok(vec![]) };
@@ -172,7 +187,14 @@ impl Adapter {
                 let nullable = Column { not_null: false, ..column.clone() };
                 let sql = vec![format!("ALTER TABLE {} ADD COLUMN {}", table.qualified(), ddl::column(&nullable))];
                 let change = format!("column {} ({}) of the owner is missing on the shadow", column.name, column.type_name);
-                Ok(vec![draft(&table.plain(), "missing_column", change, sql, 0.6, "left out on purpose, or lost: the table's rows must be copied again")])
+                Ok(vec![draft(
+                    &table.plain(),
+                    "missing_column",
+                    change,
+                    sql,
+                    0.6,
+                    "left out on purpose, or lost: the table's rows must be copied again",
+                )])
             }
             "column only on the shadow" => {
                 let found = shadow_catalog.tables.values().find_map(|table| Some((table, column_named(table, &row.object)?)));
@@ -205,7 +227,10 @@ impl Adapter {
             let mut refuse = draft(
                 &table.plain(),
                 "shadow_not_null",
-                format!("column {} ({}) exists on the shadow only and is NOT NULL without a default: the feed's rows fail", column.name, column.type_name),
+                format!(
+                    "column {} ({}) exists on the shadow only and is NOT NULL without a default: the feed's rows fail",
+                    column.name, column.type_name
+                ),
                 match &value {
                     Some(value) => vec![format!("ALTER TABLE {} ALTER COLUMN {name} SET DEFAULT {value}", table.qualified())],
                     None => vec![format!("ALTER TABLE {} ALTER COLUMN {name} DROP NOT NULL", table.qualified())],
@@ -219,7 +244,8 @@ impl Adapter {
             drafts.push(refuse);
         }
         let empty = format!("SELECT EXISTS (SELECT FROM {} WHERE {name} IS NULL)", table.qualified());
-        let lacks: bool = shadow.query_one(&empty, &[]).await.map_err(|error| SchemaError::server("look for rows without a value", error))?.get(0);
+        let lacks: bool =
+            shadow.query_one(&empty, &[]).await.map_err(|error| SchemaError::server("look for rows without a value", error))?.get(0);
         if !lacks {
             return Ok(drafts);
         }
@@ -246,7 +272,8 @@ impl Adapter {
             &format!("{why}; {how}"),
         );
         fill.undo = vec![format!("UPDATE {} SET {name} = NULL", table.qualified())];
-        fill.alternatives = vec!["REJECT: the rows stay NULL".into(), format!("APPROVE id AS 'UPDATE {} SET {name} = …'", table.qualified())];
+        fill.alternatives =
+            vec!["REJECT: the rows stay NULL".into(), format!("APPROVE id AS 'UPDATE {} SET {name} = …'", table.qualified())];
         fill.outside_transaction = true;
         fill.if_rejected = "the column stays NULL for these rows; reads that use it differ from the source anyway".into();
         drafts.push(fill);
@@ -296,7 +323,8 @@ mod tests {
             type_name: (*type_name).into(),
             ..Column::default()
         });
-        let table = Table { oid: 1, schema: "public".into(), name: "t".into(), kind: "r".into(), columns: columns.collect(), ..Table::default() };
+        let table =
+            Table { oid: 1, schema: "public".into(), name: "t".into(), kind: "r".into(), columns: columns.collect(), ..Table::default() };
         Catalog { tables: [(1, table)].into(), ..Catalog::default() }
     }
 

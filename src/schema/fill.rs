@@ -115,8 +115,11 @@ impl Adapter {
             let Some(parent_column) = rest.split_once('(').and_then(|(_, rest)| rest.split_once(')')).map(|(name, _)| name) else {
                 return Ok(None);
             };
-            let sql = format!("SELECT {parent_column}::text FROM {parent} WHERE {parent_column} IS NOT NULL ORDER BY {parent_column} LIMIT {PARENTS_MAX}");
-            facts.parents = Some(texts(shadow, "read the parents' keys", &sql).await?.into_iter().filter_map(|mut row| row.pop().flatten()).collect());
+            let sql = format!(
+                "SELECT {parent_column}::text FROM {parent} WHERE {parent_column} IS NOT NULL ORDER BY {parent_column} LIMIT {PARENTS_MAX}"
+            );
+            facts.parents =
+                Some(texts(shadow, "read the parents' keys", &sql).await?.into_iter().filter_map(|mut row| row.pop().flatten()).collect());
         }
         let sister = catalog.tables.values().find(|other| {
             other.oid != table.oid
@@ -209,10 +212,17 @@ async fn fill_rows(shadow: &Client, table: &Table, column: &Column, generator: &
             .batch_execute("BEGIN; SET LOCAL session_replication_role = replica; SET LOCAL lock_timeout = '5s'")
             .await
             .map_err(|error| SchemaError::server(step, error))?;
-        let batch = one_batch(shadow, table, column, generator, &key, &format!(
-            "SELECT {as_text}{content} FROM {} t WHERE t.{name} IS NULL{after} ORDER BY {names} LIMIT {BATCH_ROWS}",
-            table.qualified()
-        ))
+        let batch = one_batch(
+            shadow,
+            table,
+            column,
+            generator,
+            &key,
+            &format!(
+                "SELECT {as_text}{content} FROM {} t WHERE t.{name} IS NULL{after} ORDER BY {names} LIMIT {BATCH_ROWS}",
+                table.qualified()
+            ),
+        )
         .await;
         match batch {
             Ok((count, last)) => {
@@ -259,8 +269,12 @@ async fn one_batch(
     }
     let list = (1..=key.len()).map(|at| format!("k{at}")).collect::<Vec<_>>().join(", ");
     let arrays = (1..=key.len() + 1).map(|at| format!("${at}::text[]")).collect::<Vec<_>>().join(", ");
-    let same =
-        key.iter().enumerate().map(|(at, (name, type_name))| format!("t.{name} = v.k{}::{type_name}", at + 1)).collect::<Vec<_>>().join(" AND ");
+    let same = key
+        .iter()
+        .enumerate()
+        .map(|(at, (name, type_name))| format!("t.{name} = v.k{}::{type_name}", at + 1))
+        .collect::<Vec<_>>()
+        .join(" AND ");
     let name = quote::ident(&column.name);
     let update = format!(
         "UPDATE {} t SET {name} = v.value::{} FROM unnest({arrays}) AS v({list}, value) WHERE {same} AND t.{name} IS NULL",

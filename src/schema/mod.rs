@@ -4,7 +4,7 @@
 //! - `capture`, `describe`: what is installed on the owner and what it says (catalog facts, never statement text)
 //! - `catalog`, `diff`: schemas as values; differences by oid and attribute number, so renames are exact
 //! - `rules`, `plan`, `policy`: what PostgreSQL does with each change (data), our own DDL for it with its undo, who decides. Pure.
-//! - `adapter`, `objects`, `drift`: the engine at work on servers
+//! - `adapter`, `steps`, `objects`, `drift`: the engine at work on servers
 //! - `model`, `synthetic`, `fill`: what rules cannot know (the value that old rows get), and plausible values for columns without data
 //!
 //! Deliberately absent: running the suggestions (the applier and `control` do, under savepoints and with the operator's word), row data
@@ -29,6 +29,7 @@ pub mod plan;
 pub mod policy;
 pub mod quote;
 pub mod rules;
+mod steps;
 pub mod synthetic;
 
 pub use adapter::{Adaptation, Adapter};

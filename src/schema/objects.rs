@@ -48,8 +48,14 @@ pub fn user_type(known: Option<&UserType>, now: &UserType, target: &Catalog) -> 
         return match target.user_type(&now.schema, &now.name) {
             Some(found) if found.kind == now.kind => change_type(found, now, &object),
             _ => {
-                let mut draft =
-                    draft(&object, "create_type", format!("type {object} was created on the owner"), vec![ddl::create_type(now)], 0.99, "nothing is touched");
+                let mut draft = draft(
+                    &object,
+                    "create_type",
+                    format!("type {object} was created on the owner"),
+                    vec![ddl::create_type(now)],
+                    0.99,
+                    "nothing is touched",
+                );
                 draft.undo = vec![format!("DROP TYPE {}", quote::qualified(&now.schema, &now.name))];
                 vec![draft.into()]
             }
@@ -59,7 +65,9 @@ pub fn user_type(known: Option<&UserType>, now: &UserType, target: &Catalog) -> 
     let word = if now.kind == "d" { "DOMAIN" } else { "TYPE" };
     if before.schema != now.schema && target.user_type(&before.schema, &before.name).is_some() {
         let sql = format!("ALTER {word} {} SET SCHEMA {}", quote::qualified(&before.schema, &before.name), quote::ident(&now.schema));
-        result.push(draft(&object, "move_type", format!("type {object} moved on the owner"), vec![sql], 0.98, "exact by oid, catalog only").into());
+        result.push(
+            draft(&object, "move_type", format!("type {object} moved on the owner"), vec![sql], 0.98, "exact by oid, catalog only").into(),
+        );
     }
     if before.name != now.name && target.user_type(&before.schema, &before.name).is_some() {
         let sql = format!("ALTER {word} {} RENAME TO {}", quote::qualified(&now.schema, &before.name), quote::ident(&now.name));
@@ -71,8 +79,7 @@ pub fn user_type(known: Option<&UserType>, now: &UserType, target: &Catalog) -> 
             0.99,
             "exact by oid, catalog only",
         );
-        draft.undo =
-            vec![format!("ALTER {word} {} RENAME TO {}", quote::qualified(&now.schema, &now.name), quote::ident(&before.name))];
+        draft.undo = vec![format!("ALTER {word} {} RENAME TO {}", quote::qualified(&now.schema, &now.name), quote::ident(&before.name))];
         result.push(draft.into());
     }
     result.extend(change_type(before, now, &object));
@@ -87,7 +94,17 @@ fn change_type(before: &UserType, now: &UserType, object: &str) -> Vec<Planned> 
         "d" => {
             let mut step = |kind: &str, change: &str, action: String| {
                 let sql = vec![format!("ALTER DOMAIN {name} {action}")];
-                result.push(draft(object, kind, format!("{change} of domain {object} changed on the owner"), sql, 0.97, "the owner's values satisfy it").into());
+                result.push(
+                    draft(
+                        object,
+                        kind,
+                        format!("{change} of domain {object} changed on the owner"),
+                        sql,
+                        0.97,
+                        "the owner's values satisfy it",
+                    )
+                    .into(),
+                );
             };
             for gone in before.checks.iter().filter(|check| !now.checks.iter().any(|other| other.name == check.name)) {
                 step("alter_domain", "a check", format!("DROP CONSTRAINT IF EXISTS {}", quote::ident(&gone.name)));
@@ -99,7 +116,11 @@ fn change_type(before: &UserType, now: &UserType, object: &str) -> Vec<Planned> 
                 step("alter_domain", "NOT NULL", format!("{} NOT NULL", if now.not_null { "SET" } else { "DROP" }));
             }
             if before.default != now.default {
-                step("alter_domain", "the default", now.default.as_ref().map_or("DROP DEFAULT".into(), |default| format!("SET DEFAULT {default}")));
+                step(
+                    "alter_domain",
+                    "the default",
+                    now.default.as_ref().map_or("DROP DEFAULT".into(), |default| format!("SET DEFAULT {default}")),
+                );
             }
         }
         _ => {
@@ -112,11 +133,23 @@ fn change_type(before: &UserType, now: &UserType, object: &str) -> Vec<Planned> 
                     Some(_) => continue,
                 };
                 let sql = vec![format!("ALTER TYPE {name} {action}")];
-                result.push(draft(object, "alter_composite", format!("type {object} changed on the owner"), sql, 0.96, "every value is kept").into());
+                result.push(
+                    draft(object, "alter_composite", format!("type {object} changed on the owner"), sql, 0.96, "every value is kept")
+                        .into(),
+                );
             }
-            for gone in before.attributes.iter().filter(|one| !now.attributes.iter().any(|other| other.num == one.num || other.name == one.name)) {
+            for gone in
+                before.attributes.iter().filter(|one| !now.attributes.iter().any(|other| other.num == one.num || other.name == one.name))
+            {
                 let sql = vec![format!("ALTER TYPE {name} DROP ATTRIBUTE {} CASCADE", quote::ident(&gone.name))];
-                let mut draft = draft(object, "alter_composite", format!("attribute {} of {object} was dropped on the owner", gone.name), sql, 0.85, "its values are destroyed");
+                let mut draft = draft(
+                    object,
+                    "alter_composite",
+                    format!("attribute {} of {object} was dropped on the owner", gone.name),
+                    sql,
+                    0.85,
+                    "its values are destroyed",
+                );
                 draft.loses_data = true;
                 result.push(draft.into());
             }
@@ -134,7 +167,14 @@ fn enum_labels(before: &UserType, now: &UserType, name: &str, object: &str, resu
         if let Some(other) = renamed.filter(|_| !have.contains(&label.label)) {
             let sql = format!("ALTER TYPE {name} RENAME VALUE {} TO {}", quote::literal(&other.label), quote::literal(&label.label));
             let undo = format!("ALTER TYPE {name} RENAME VALUE {} TO {}", quote::literal(&label.label), quote::literal(&other.label));
-            let mut draft = draft(object, "rename_enum_value", format!("a label of {object} was renamed on the owner"), vec![sql], 0.98, "exact by oid");
+            let mut draft = draft(
+                object,
+                "rename_enum_value",
+                format!("a label of {object} was renamed on the owner"),
+                vec![sql],
+                0.98,
+                "exact by oid",
+            );
             draft.undo = vec![undo];
             result.push(draft.into());
             have.iter_mut().filter(|known| **known == other.label).for_each(|known| known.clone_from(&label.label));
@@ -168,13 +208,24 @@ pub fn sequence(known: Option<&Sequence>, now: &Sequence, target: &Catalog) -> V
         if now.owned_by.is_some() {
             statements.push(ddl::own_sequence(now));
         }
-        let mut draft = draft(&object, "create_sequence", format!("sequence {object} was created on the owner"), statements, 0.99, "nothing is touched");
+        let mut draft = draft(
+            &object,
+            "create_sequence",
+            format!("sequence {object} was created on the owner"),
+            statements,
+            0.99,
+            "nothing is touched",
+        );
         draft.undo = vec![format!("DROP SEQUENCE {}", quote::qualified(&now.schema, &now.name))];
         return vec![draft.into()];
     };
     let mut statements = Vec::new();
     if before.schema != now.schema {
-        statements.push(format!("ALTER SEQUENCE {} SET SCHEMA {}", quote::qualified(&before.schema, &before.name), quote::ident(&now.schema)));
+        statements.push(format!(
+            "ALTER SEQUENCE {} SET SCHEMA {}",
+            quote::qualified(&before.schema, &before.name),
+            quote::ident(&now.schema)
+        ));
     }
     if before.name != now.name {
         statements.push(format!("ALTER SEQUENCE {} RENAME TO {}", quote::qualified(&now.schema, &before.name), quote::ident(&now.name)));
@@ -190,7 +241,17 @@ pub fn sequence(known: Option<&Sequence>, now: &Sequence, target: &Catalog) -> V
     if statements.is_empty() || target.sequence(&before.schema, &before.name).is_none() {
         return vec![];
     }
-    vec![draft(&object, "alter_sequence", format!("sequence {object} changed on the owner"), statements, 0.97, "its position is carried over at a cutover").into()]
+    vec![
+        draft(
+            &object,
+            "alter_sequence",
+            format!("sequence {object} changed on the owner"),
+            statements,
+            0.97,
+            "its position is carried over at a cutover",
+        )
+        .into(),
+    ]
 }
 
 /// CREATE FUNCTION, CREATE PROCEDURE and their ALTERs, by definition.
@@ -200,20 +261,42 @@ pub fn function(now: &Function) -> Vec<Planned> {
         return vec![manual(&object, "create_aggregate", &format!("aggregate {object} was created or changed on the owner"))];
     };
     let statements = vec!["SET LOCAL check_function_bodies = off".to_owned(), definition.clone()];
-    vec![draft(&object, "create_function", format!("function {object} was created or changed on the owner"), statements, 0.96, "the server's own definition").into()]
+    vec![
+        draft(
+            &object,
+            "create_function",
+            format!("function {object} was created or changed on the owner"),
+            statements,
+            0.96,
+            "the server's own definition",
+        )
+        .into(),
+    ]
 }
 
 /// CREATE EXTENSION; `available`: the other server has it.
 pub fn extension(now: &Extension, available: bool) -> Vec<Planned> {
     let sql = format!("CREATE EXTENSION IF NOT EXISTS {} SCHEMA {}", quote::ident(&now.name), quote::ident(&now.schema));
-    let (confidence, why) =
-        if available { (0.96, "the shadow's server has it") } else { (0.3, "the shadow's server does not have it: install its package first") };
-    vec![draft(&now.name, "create_extension", format!("extension {} was created on the owner", now.name), vec![sql], confidence, why).into()]
+    let (confidence, why) = if available {
+        (0.96, "the shadow's server has it")
+    } else {
+        (0.3, "the shadow's server does not have it: install its package first")
+    };
+    vec![
+        draft(&now.name, "create_extension", format!("extension {} was created on the owner", now.name), vec![sql], confidence, why).into(),
+    ]
 }
 
 /// A change that is seen but not translated: a person carries it over.
 pub fn manual(object: &str, kind: &str, change: &str) -> Planned {
-    let mut draft = draft(object, kind, change.to_owned(), vec![], 0.3, "this kind of change is not translated: carry it over by hand, then REJECT or APPROVE AS '<sql>'");
+    let mut draft = draft(
+        object,
+        kind,
+        change.to_owned(),
+        vec![],
+        0.3,
+        "this kind of change is not translated: carry it over by hand, then REJECT or APPROVE AS '<sql>'",
+    );
     draft.alternatives = vec!["APPROVE id AS '<your sql>'".into(), "REJECT id: the shadow is meant to differ".into()];
     draft.into()
 }
@@ -296,7 +379,8 @@ mod tests {
     fn enum_changes() {
         let before = labels(&[(1, "a"), (2, "b")]);
         let now = labels(&[(3, "zero"), (1, "a"), (2, "bee"), (4, "c")]);
-        let sql: Vec<String> = user_type(Some(&before), &now, &Catalog::default()).into_iter().flat_map(|planned| planned.draft.sql).collect();
+        let sql: Vec<String> =
+            user_type(Some(&before), &now, &Catalog::default()).into_iter().flat_map(|planned| planned.draft.sql).collect();
         assert_eq!(
             sql,
             [

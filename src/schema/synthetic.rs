@@ -12,7 +12,8 @@ use super::{
 
 /// SipHash-2-4 (Aumasson and Bernstein, 2012): a keyed hash that is small, fast and the same everywhere.
 pub fn siphash(key: (u64, u64), bytes: &[u8]) -> u64 {
-    let mut v = [key.0 ^ 0x736f_6d65_7073_6575, key.1 ^ 0x646f_7261_6e64_6f6d, key.0 ^ 0x6c79_6765_6e65_7261, key.1 ^ 0x7465_6462_7974_6573];
+    let mut v =
+        [key.0 ^ 0x736f_6d65_7073_6575, key.1 ^ 0x646f_7261_6e64_6f6d, key.0 ^ 0x6c79_6765_6e65_7261, key.1 ^ 0x7465_6462_7974_6573];
     let round = |v: &mut [u64; 4]| {
         v[0] = v[0].wrapping_add(v[1]);
         v[1] = v[1].rotate_left(13) ^ v[0];
@@ -121,10 +122,10 @@ pub enum Semantic {
 const FIRST: [&str; 16] =
     ["Ada", "Ben", "Chen", "Dana", "Emil", "Fatima", "Grace", "Hugo", "Ines", "Jamal", "Kira", "Lena", "Mateo", "Nora", "Omar", "Priya"];
 const LAST: [&str; 16] = [
-    "Abe", "Berg", "Costa", "Diaz", "Endo", "Fischer", "Garcia", "Haas", "Ito", "Jensen", "Kaya", "Lopez", "Meyer", "Novak", "Okoye", "Park",
+    "Abe", "Berg", "Costa", "Diaz", "Endo", "Fischer", "Garcia", "Haas", "Ito", "Jensen", "Kaya", "Lopez", "Meyer", "Novak", "Okoye",
+    "Park",
 ];
-const CITIES: [&str; 12] =
-    ["Berlin", "Lagos", "Lima", "Lyon", "Osaka", "Porto", "Pune", "Quito", "Riga", "Seoul", "Tallinn", "Utrecht"];
+const CITIES: [&str; 12] = ["Berlin", "Lagos", "Lima", "Lyon", "Osaka", "Porto", "Pune", "Quito", "Riga", "Seoul", "Tallinn", "Utrecht"];
 const WORDS: [&str; 16] = [
     "plain", "first", "review", "sample", "later", "order", "check", "simple", "update", "north", "paper", "signal", "garden", "window",
     "stone", "river",
@@ -339,10 +340,10 @@ fn choose(column: &Column, class: &str, length: Option<usize>, facts: &Facts) ->
         let choices = facts.allowed.iter().enumerate().map(|(at, value)| (value.clone(), if at == 0 { 3.0 } else { 1.0 }));
         return Some((Source::Choice(choices.collect()), 0.0, format!("one of {} allowed values", facts.allowed.len())));
     }
-    if let (Some(semantic), "text") = (Semantic::of(&column.name), class) {
-        if length.is_none_or(|length| semantic.longest() <= length as i64) {
-            return Some((Source::Words(semantic), 0.0, format!("its name says {semantic:?}")));
-        }
+    if let (Some(semantic), "text") = (Semantic::of(&column.name), class)
+        && length.is_none_or(|length| semantic.longest() <= length as i64)
+    {
+        return Some((Source::Words(semantic), 0.0, format!("its name says {semantic:?}")));
     }
     if let Some((values, null_share)) = facts.sister.as_ref().filter(|(values, _)| !values.is_empty()) {
         return Some((Source::Choice(values.clone()), *null_share, "the frequent values of a column of the same name and type".into()));
@@ -378,7 +379,9 @@ fn by_type(column: &Column, class: &str) -> Option<Source> {
         },
         "num" => match TypeName::parse(&column.type_name, "b").modifiers.as_slice() {
             // precision minus scale digits before the point
-            [precision, scale] if *precision - *scale < 4 => Source::Decimal(0, 100 * 10i64.pow((*precision - *scale).clamp(0, 3) as u32) - 1),
+            [precision, scale] if *precision - *scale < 4 => {
+                Source::Decimal(0, 100 * 10i64.pow((*precision - *scale).clamp(0, 3) as u32) - 1)
+            }
             [precision] if *precision < 4 => Source::Integer(0, 10i64.pow((*precision).clamp(0, 3) as u32) - 1),
             _ => Source::Decimal(0, 99_999),
         },

@@ -12,7 +12,9 @@ pub fn cli_train(data: &Path, out: &Path) -> Result<String, SchemaError> {
     let started = std::time::Instant::now();
     let model = train(data)?;
     // sorted keys: the same data gives the same bytes
-    let text = serde_json::to_value(&model).and_then(|value| serde_json::to_string(&value)).map_err(|error| SchemaError::Model(error.to_string()))?;
+    let text = serde_json::to_value(&model)
+        .and_then(|value| serde_json::to_string(&value))
+        .map_err(|error| SchemaError::Model(error.to_string()))?;
     std::fs::write(out, &text).map_err(|error| SchemaError::Model(format!("{} cannot be written: {error}", out.display())))?;
     Ok(format!(
         "{}: {} bytes, {} count keys, trained in {:.1} s on permissively licensed projects only",
@@ -44,7 +46,8 @@ pub fn cli_evaluate(data: &Path, json: bool) -> Result<String, SchemaError> {
             line(format_args!("{name:<24}{:>8.3}{:>8.3}{:>8.3}{:>8.3}", score.top1, score.top3, score.ece, score.brier));
         }
         if let Some(pooling) = models.get("pooling") {
-            let bins: Vec<String> = pooling.reliability.iter().map(|(said, right, rows)| format!("{said:.2}→{right:.2} ({rows:.0})")).collect();
+            let bins: Vec<String> =
+                pooling.reliability.iter().map(|(said, right, rows)| format!("{said:.2}→{right:.2} ({rows:.0})")).collect();
             line(format_args!("reliability of pooling, said→right (rows): {}", bins.join("  ")));
         }
     }

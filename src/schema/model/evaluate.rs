@@ -87,8 +87,7 @@ fn score(rows: &[(&t1::Row, t1::Counts)]) -> Score {
         result.rows += row.weight;
         result.top1 += row.weight * hit;
         result.top3 += row.weight * f64::from(u8::from(order[..3].contains(&class)));
-        result.brier += row.weight
-            * answer.iter().enumerate().map(|(at, p)| (p - f64::from(u8::from(at == class))).powi(2)).sum::<f64>();
+        result.brier += row.weight * answer.iter().enumerate().map(|(at, p)| (p - f64::from(u8::from(at == class))).powi(2)).sum::<f64>();
         let confidence = answer[order[0]];
         let bin = &mut bins[((confidence * BINS as f64) as usize).min(BINS - 1)];
         bin.0 += row.weight * confidence;

@@ -43,7 +43,13 @@ pub fn class_of_default(column: &Column) -> Option<usize> {
         "true" => "true",
         text if text.starts_with("NULL") => "null",
         text if text.contains("nextval(") => return None,
-        text if text.starts_with("now()") || text.starts_with("CURRENT_") || text.contains("clock_timestamp") || text.contains("transaction_timestamp") => "now",
+        text if text.starts_with("now()")
+            || text.starts_with("CURRENT_")
+            || text.contains("clock_timestamp")
+            || text.contains("transaction_timestamp") =>
+        {
+            "now"
+        }
         text => match text.strip_prefix('\'') {
             Some(rest) => {
                 let value = rest.split("'::").next().unwrap_or("").trim_end_matches('\'');

@@ -243,9 +243,8 @@ pub fn column_features(pairs: &[Pair], positions: bool) -> Vec<Vec<f64>> {
         let mut best: BTreeMap<(bool, &str, usize), (f64, f64)> = BTreeMap::new();
         for (slot, at) in members.iter().enumerate() {
             for (is_old, name) in [(true, pairs[*at].old.name.as_str()), (false, pairs[*at].new.name.as_str())] {
-                for kind in 0..2 {
+                for (kind, value) in similarity[slot].into_iter().take(2).enumerate() {
                     let entry = best.entry((is_old, name, kind)).or_insert((0.0, 0.0));
-                    let value = similarity[slot][kind];
                     if value > entry.0 {
                         *entry = (value, entry.0);
                     } else if value > entry.1 {
@@ -297,7 +296,12 @@ fn pair_features(pair: &Pair, similarity: [f64; 3], rivals: [f64; 2], positions:
         flag(old_words.last() == new_words.last()),
     ];
     if positions {
-        features.extend([(old.position - new.position).abs(), flag(pair.moved == 0.0), flag(pair.moved.abs() <= 1.0), flag(pair.moved > 3.0)]);
+        features.extend([
+            (old.position - new.position).abs(),
+            flag(pair.moved == 0.0),
+            flag(pair.moved.abs() <= 1.0),
+            flag(pair.moved > 3.0),
+        ]);
     }
     features
 }
@@ -412,7 +416,9 @@ pub fn table_pairs(path: &Path) -> Result<Vec<Pair>, SchemaError> {
 /// Features of table pairs.
 pub fn table_features(pairs: &[Pair]) -> Vec<Vec<f64>> {
     let columns = |side: &Side| side.default.split_whitespace().map(str::to_owned).collect::<BTreeSet<_>>();
-    let names = |columns: &BTreeSet<String>| columns.iter().map(|entry| entry.split(':').next().unwrap_or("").to_lowercase()).collect::<BTreeSet<_>>();
+    let names = |columns: &BTreeSet<String>| {
+        columns.iter().map(|entry| entry.split(':').next().unwrap_or("").to_lowercase()).collect::<BTreeSet<_>>()
+    };
     let values: Vec<[f64; 2]> = pairs
         .iter()
         .map(|pair| {

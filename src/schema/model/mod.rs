@@ -96,7 +96,8 @@ impl Model {
     /// # Errors
     /// [`SchemaError::Model`]
     pub fn read(path: &Path) -> Result<Self, SchemaError> {
-        let text = std::fs::read_to_string(path).map_err(|error| SchemaError::Model(format!("{} cannot be read: {error}", path.display())))?;
+        let text =
+            std::fs::read_to_string(path).map_err(|error| SchemaError::Model(format!("{} cannot be read: {error}", path.display())))?;
         let model: Model =
             serde_json::from_str(&text).map_err(|error| SchemaError::Model(format!("{} is not a model: {error}", path.display())))?;
         if model.format != FORMAT {
@@ -127,7 +128,13 @@ mod tests {
         assert_eq!(model.format, FORMAT);
         assert_eq!(model.t1_weights.len(), t1::FEATURES);
         assert!(!text.contains('/'), "nothing may be keyed by project");
-        let case = t1::ColumnCase { table: "orders".into(), column: "is_priority".into(), type_name: "boolean".into(), not_null: true, ..Default::default() };
+        let case = t1::ColumnCase {
+            table: "orders".into(),
+            column: "is_priority".into(),
+            type_name: "boolean".into(),
+            not_null: true,
+            ..Default::default()
+        };
         let answer = model.value_for_existing_rows(&case, &t1::ProjectMemory::default());
         let best = (0..t1::CLASS_COUNT).max_by(|a, b| answer[*a].total_cmp(&answer[*b])).unwrap();
         assert_eq!(t1::CLASSES[best], "false");

@@ -21,7 +21,8 @@ fn singular(word: &str) -> String {
 /// Words that say that a column is a key, not what it refers to.
 const KEY_WORDS: [&str; 7] = ["id", "uuid", "fk", "ref", "key", "pk", "ids"];
 /// Words for people, and the tables where people are.
-const PEOPLE: [&str; 12] = ["owner", "author", "creator", "user", "by", "assignee", "actor", "sender", "editor", "inviter", "recipient", "member"];
+const PEOPLE: [&str; 12] =
+    ["owner", "author", "creator", "user", "by", "assignee", "actor", "sender", "editor", "inviter", "recipient", "member"];
 
 fn score(column: &[String], own: &[String], candidate: &str) -> f64 {
     let table: Vec<String> = tokens(candidate).iter().map(|word| singular(word)).collect();
@@ -41,7 +42,9 @@ fn score(column: &[String], own: &[String], candidate: &str) -> f64 {
     } else if table.iter().any(|word| column.contains(word) && word.len() > 2) {
         score += 2.0;
     }
-    if column.iter().any(|word| PEOPLE.contains(&word.as_str())) && table.last().is_some_and(|word| matches!(word.as_str(), "user" | "account" | "person" | "userinfo")) {
+    if column.iter().any(|word| PEOPLE.contains(&word.as_str()))
+        && table.last().is_some_and(|word| matches!(word.as_str(), "user" | "account" | "person" | "userinfo"))
+    {
         score += 2.5;
     }
     score + trigram(&joined, &name) + 0.5 * jaro_winkler(&joined, &name) - 0.02 * table.len() as f64
@@ -50,14 +53,18 @@ fn score(column: &[String], own: &[String], candidate: &str) -> f64 {
 /// Candidates by plausibility, best first. `last_target`: what the newest foreign key of a column with the same name refers to.
 pub fn rank<'a>(table: &str, column: &str, last_target: Option<&str>, candidates: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let words: Vec<String> = tokens(column);
-    let stem: Vec<String> =
-        words.iter().filter(|word| !KEY_WORDS.contains(&word.as_str())).map(|word| singular(word.strip_suffix("id").filter(|stem| stem.len() > 2).unwrap_or(word))).collect();
+    let stem: Vec<String> = words
+        .iter()
+        .filter(|word| !KEY_WORDS.contains(&word.as_str()))
+        .map(|word| singular(word.strip_suffix("id").filter(|stem| stem.len() > 2).unwrap_or(word)))
+        .collect();
     let own: Vec<String> = tokens(table).iter().map(|word| singular(word)).collect();
     let mut scored: Vec<(f64, &str)> = candidates
         .map(|candidate| {
             let known = if last_target == Some(candidate) { 20.0 } else { 0.0 };
             // `parent_id` refers to its own table
-            let parent = candidate == table && stem.iter().any(|word| matches!(word.as_str(), "parent" | "root" | "previous" | "next" | "original" | "child"));
+            let parent = candidate == table
+                && stem.iter().any(|word| matches!(word.as_str(), "parent" | "root" | "previous" | "next" | "original" | "child"));
             (score(&stem, &own, candidate) + known + if parent { 8.0 } else { 0.0 }, candidate)
         })
         .collect();

@@ -6,7 +6,19 @@ use std::collections::HashMap;
 
 /// What existing rows get.
 pub const CLASSES: [&str; 14] = [
-    "null", "false", "true", "zero", "one", "num_other", "empty_str", "str_const", "enum_label", "empty_obj", "empty_array", "now", "computed",
+    "null",
+    "false",
+    "true",
+    "zero",
+    "one",
+    "num_other",
+    "empty_str",
+    "str_const",
+    "enum_label",
+    "empty_obj",
+    "empty_array",
+    "now",
+    "computed",
     "other",
 ];
 /// Number of classes.
@@ -313,7 +325,8 @@ pub fn project_tables(rows: &[&Row]) -> Tables {
     for (key, counts) in keyed {
         let total: f64 = counts.iter().sum();
         let scale = if total > PER_PROJECT_MAX { PER_PROJECT_MAX / total } else { 1.0 };
-        let sparse = counts.iter().enumerate().filter(|(_, count)| **count > 0.0).map(|(class, count)| (class as u8, (count * scale) as f32));
+        let sparse =
+            counts.iter().enumerate().filter(|(_, count)| **count > 0.0).map(|(class, count)| (class as u8, (count * scale) as f32));
         tables.keys.insert(key, sparse.collect());
     }
     tables

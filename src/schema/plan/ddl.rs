@@ -170,8 +170,18 @@ mod tests {
     #[test]
     fn index_definitions() {
         for (definition, partitioned, concurrently, expected) in [
-            ("CREATE INDEX i ON public.t USING btree (a)", false, true, "CREATE INDEX CONCURRENTLY IF NOT EXISTS i ON public.t USING btree (a)"),
-            ("CREATE UNIQUE INDEX i ON public.t USING btree (a)", false, false, "CREATE UNIQUE INDEX IF NOT EXISTS i ON public.t USING btree (a)"),
+            (
+                "CREATE INDEX i ON public.t USING btree (a)",
+                false,
+                true,
+                "CREATE INDEX CONCURRENTLY IF NOT EXISTS i ON public.t USING btree (a)",
+            ),
+            (
+                "CREATE UNIQUE INDEX i ON public.t USING btree (a)",
+                false,
+                false,
+                "CREATE UNIQUE INDEX IF NOT EXISTS i ON public.t USING btree (a)",
+            ),
             ("CREATE INDEX i ON ONLY public.p USING btree (a)", true, true, "CREATE INDEX IF NOT EXISTS i ON public.p USING btree (a)"),
         ] {
             assert_eq!(create_index(definition, partitioned, concurrently), expected);

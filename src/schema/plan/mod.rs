@@ -4,6 +4,7 @@
 //! Invariants: a statement that a plan marks as safe destroys no data; what the other side already has is not proposed;
 //! what it has differently (because somebody mapped it) becomes a question, never an error.
 
+mod columns;
 pub mod ddl;
 mod retype;
 mod table;

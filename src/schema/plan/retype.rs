@@ -37,7 +37,8 @@ pub fn plan(case: &Retype<'_>) -> Planned {
     let old_type = TypeName::parse(&case.resolved.0.0, &case.resolved.0.1);
     let new_type = TypeName::parse(&case.resolved.1.0, &case.resolved.1.1);
     let both_enums = old_type.base == "enum" && new_type.base == "enum";
-    let found = if case.target_column.type_name == case.new.type_name && !both_enums { Verdict::Free } else { verdict(&old_type, &new_type) };
+    let found =
+        if case.target_column.type_name == case.new.type_name && !both_enums { Verdict::Free } else { verdict(&old_type, &new_type) };
     let type_sql = ddl::typed(case.new);
     let mut actions = Vec::new();
     let has_default = case.target_column.default.is_some() && case.target_column.generated.is_empty();
