@@ -144,21 +144,26 @@ impl Applier {
         Ok(Some(target))
     }
 
-    /// The plan of a relation; `None`: it does not fit and is now held.
-    pub async fn plan(&mut self, group: &mut Group, relation: u32, table: &TableName) -> Result<Option<Arc<Plan>>, CdcError> {
+    /// The plan of a relation, or why there is none.
+    pub async fn try_plan(&mut self, relation: u32, table: &TableName) -> Result<Result<Arc<Plan>, Misfit>, CdcError> {
         if let Some(plan) = self.plans.get(&relation) {
-            return Ok(Some(Arc::clone(plan)));
+            return Ok(Ok(Arc::clone(plan)));
         }
         let target = self.target_table(table).await?;
         let Some((shape, _)) = self.relations.get(&relation) else {
             return Err(CdcError::Protocol("a change of a table that was not described".into()));
         };
-        match Plan::new(shape, target.as_ref()) {
-            Ok(plan) => {
-                let plan = Arc::new(plan);
-                self.plans.insert(relation, Arc::clone(&plan));
-                Ok(Some(plan))
-            }
+        let plan = Plan::new(shape, target.as_ref()).map(Arc::new);
+        if let Ok(plan) = &plan {
+            self.plans.insert(relation, Arc::clone(plan));
+        }
+        Ok(plan)
+    }
+
+    /// The plan of a relation; `None`: it does not fit and is now held.
+    pub async fn plan(&mut self, group: &mut Group, relation: u32, table: &TableName) -> Result<Option<Arc<Plan>>, CdcError> {
+        match self.try_plan(relation, table).await? {
+            Ok(plan) => Ok(Some(plan)),
             Err(misfit) => {
                 self.hold(group, table, 0, HeldState::Waiting, &misfit.to_string()).await?;
                 Ok(None)
