@@ -311,7 +311,6 @@ async fn kills_under_load_lose_and_repeat_nothing() {
     assert_eq!((state.findings, state.held_tables.len()), (0, 0), "{state:?}");
     let count = "SELECT count(*) FROM pgbench_history";
     assert!(follower.query_one(count, &[]).await.unwrap().get::<_, i64>(0) > 1000);
-    println!("lag {:?}", state.lag_ms);
     feed.stop().await;
 }
 

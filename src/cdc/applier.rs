@@ -362,10 +362,7 @@ impl Applier {
         self.flush(&mut group).await?;
         let reached = match &self.start.marker {
             Some(marker) if group.markers.contains(marker) => true,
-            Some(_) => {
-                self.queue.peek();
-                return Ok(());
-            }
+            Some(_) => return Ok(()),
             None => false,
         };
         if reached {
