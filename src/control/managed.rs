@@ -150,7 +150,8 @@ impl Managed {
 
     /// Starts a feed and makes the shadow follow it.
     pub fn start_feed(&self, shadow: &ManagedShadow, direction: Direction, start: Start, repository: &Repository) -> Feed {
-        let adapter = Arc::new(Adapter::new(self.database.name.clone(), shadow.name(), repository.clone(), shadow.auto_approve.clone()));
+        let adapter = Adapter::new(self.database.name.clone(), shadow.name(), repository.clone(), shadow.auto_approve.clone());
+        let adapter = Arc::new(if direction == Direction::Reverse { adapter.reversed() } else { adapter });
         let feed = Feed::start(self.feed_spec(shadow, direction), start, adapter.clone(), repository.clone(), shadow.fault.clone());
         shadow.route.freshness.store(Some(Arc::new(Box::new(FeedFreshness(feed.clone())))));
         *lock(&shadow.adapter) = Some(adapter);

@@ -274,7 +274,7 @@ impl Controller {
             for shadow in &managed.shadows {
                 let adapter = lock(&shadow.adapter).clone();
                 let Some(adapter) = adapter else {
-                    rows.push(row([json!(shadow.name()), Value::Null, Value::Null, Value::Null, json!("not started: SHADOW START")]));
+                    rows.push(row([json!(shadow.name()), Value::Null, json!("not started: SHADOW START"), Value::Null, Value::Null, Value::Null]));
                     continue;
                 };
                 let source = super::commands::connect(&managed.config.load().source, "understudy drift").await.map_err(|error| failed(error.to_string()))?;
@@ -282,14 +282,14 @@ impl Controller {
                 for found in adapter.drift(&source, &target).await.map_err(|error| failed(error.to_string()))? {
                     let found = serde_json::to_value(found).unwrap_or_default();
                     let field = |name: &str| found.get(name).cloned().unwrap_or(Value::Null);
-                    rows.push(row([json!(shadow.name()), field("object"), field("source"), field("shadow"), field("note")]));
+                    rows.push(row([json!(shadow.name()), field("object"), field("kind"), field("source"), field("shadow"), field("proposal")]));
                 }
             }
         }
         if !only_differences && rows.is_empty() {
-            rows.push(row([Value::Null, json!("all"), Value::Null, Value::Null, json!("source and shadow have the same schema")]));
+            rows.push(row([Value::Null, json!("all"), json!("source and shadow have the same schema"), Value::Null, Value::Null, Value::Null]));
         }
-        Ok(table(&["shadow", "object", "source", "shadow_has", "note"], rows))
+        Ok(table(&["shadow", "object", "kind", "source_has", "shadow_has", "proposal"], rows))
     }
 
     fn show_proposals(&self) -> Result<Answer, CommandError> {

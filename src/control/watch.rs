@@ -190,6 +190,8 @@ async fn look_for_drift(
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let source = super::commands::connect(&managed.config.load().source, "understudy drift").await?;
     let target = super::commands::connect(&shadow.config.load().url, "understudy drift").await?;
+    // rows that came since a column was filled get their values, too
+    adapter.refill(&target).await?;
     for id in adapter.shadow_drift(&source, &target).await? {
         let proposal = controller.repository.proposal(id)?;
         let allowed = proposal.draft.confidence >= shadow.config.load().adapt.auto_approve && !proposal.draft.loses_data;
