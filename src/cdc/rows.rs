@@ -155,7 +155,9 @@ impl Applier {
         };
         let (shape, mut target) = (shape.clone(), target);
         let mut fitted = Plan::new(&shape, target.as_ref());
-        while let (Direction::Reverse, Err(Misfit::NoColumn(name)), Some(table_there)) = (self.shared.spec.direction, &fitted, target.as_mut()) {
+        while let (Direction::Reverse, Err(Misfit::NoColumn(name)), Some(table_there)) =
+            (self.shared.spec.direction, &fitted, target.as_mut())
+        {
             // On the way back the source's schema rules: what only the shadow had before the cutover stays there. A column
             // that the engine does not know yet is another matter: its message is still to come.
             if !self.shared.adapter.knows_column(&table.0, &table.1, name).await? {
@@ -165,7 +167,11 @@ impl Applier {
                 "column {name} of {}.{} exists only on {}: on the way back its values are left out, and a rollback does without them",
                 table.0, table.1, self.shared.spec.shadow
             );
-            self.shared.event(Severity::Warning, &message, serde_json::json!({"table": format!("{}.{}", table.0, table.1), "column": name}));
+            self.shared.event(
+                Severity::Warning,
+                &message,
+                serde_json::json!({"table": format!("{}.{}", table.0, table.1), "column": name}),
+            );
             table_there.columns.insert(name.clone(), TargetColumn { type_name: "text".into(), generated: true, identity_always: false });
             fitted = Plan::new(&shape, target.as_ref());
         }

@@ -101,7 +101,9 @@ impl Managed {
             .collect();
         let owner_target = match owner {
             Owner::Source => source,
-            Owner::Shadow(name) => shadows.iter().find(|shadow| shadow.name() == *name).map_or(source, |shadow| shadow.route.target.clone()),
+            Owner::Shadow(name) => {
+                shadows.iter().find(|shadow| shadow.name() == *name).map_or(source, |shadow| shadow.route.target.clone())
+            }
         };
         let route = Route {
             epoch,
@@ -145,7 +147,14 @@ impl Managed {
             Direction::Forward => (source, shadow_url),
             Direction::Reverse => (shadow_url, source),
         };
-        FeedSpec { database: self.database.name.clone(), shadow: config.name.clone(), direction, from, to, copy_workers: config.copy.workers }
+        FeedSpec {
+            database: self.database.name.clone(),
+            shadow: config.name.clone(),
+            direction,
+            from,
+            to,
+            copy_workers: config.copy.workers,
+        }
     }
 
     /// Starts a feed and makes the shadow follow it.
