@@ -199,7 +199,11 @@ impl Switch {
         self.database.gate.close();
         if tokio::time::timeout(DRAIN_TIMEOUT, self.database.gate.drained()).await.is_err() {
             let open = self.database.gate.active();
-            return Err((Step::Hold, format!("{open} transactions were still open after {} s: see SHOW CLIENTS", DRAIN_TIMEOUT.as_secs())));
+            let which = open_transactions(&on_from).await.unwrap_or_default();
+            return Err((
+                Step::Hold,
+                format!("{open} transactions were still open after {} s ({which}): end them and try again", DRAIN_TIMEOUT.as_secs()),
+            ));
         }
 
         self.enter(progress, Step::Fence, json!({}))?;
@@ -443,6 +447,17 @@ async fn position_of(client: &Client) -> Result<Lsn, String> {
     let row = client.query_one("SELECT pg_catalog.pg_current_wal_insert_lsn()::text", &[]).await.map_err(|error| detail(&error))?;
     let text: String = row.try_get(0).map_err(|error| error.to_string())?;
     text.parse().map_err(|error: crate::lsn::ParseLsnError| error.to_string())
+}
+
+/// The oldest open transactions of others, for people.
+async fn open_transactions(client: &Client) -> Result<String, String> {
+    let text = "SELECT pg_catalog.format('process %s on the server, user %s, application \"%s\", open for %s s, %s', pid, usename, application_name,
+                pg_catalog.round(extract(epoch FROM pg_catalog.clock_timestamp() - xact_start)), state)
+        FROM pg_catalog.pg_stat_activity WHERE datname = pg_catalog.current_database() AND xact_start IS NOT NULL
+            AND backend_type = 'client backend' AND application_name NOT LIKE 'understudy%' ORDER BY xact_start LIMIT 5";
+    let rows = client.query(text, &[]).await.map_err(|error| detail(&error))?;
+    let lines: Vec<String> = rows.iter().filter_map(|row| row.try_get(0).ok()).collect();
+    Ok(lines.join("; "))
 }
 
 /// One LOCK statement over all user tables; empty when there are none. EXCLUSIVE lets readers in.
