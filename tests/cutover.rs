@@ -7,8 +7,16 @@ mod support;
 #[path = "cutover/writers.rs"]
 mod writers;
 
-use stage::{Stage, fenced, numbers};
-use std::time::Instant;
+use stage::{Stage, fenced, leftovers, numbers};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use support::Shutdown;
 use understudy::cutover::step::Step;
 use writers::Writers;
 
@@ -79,8 +87,172 @@ impl<'a> NextIf<'a> for std::slice::Iter<'a, &'static [Step]> {
     }
 }
 
+/// A transaction that does not end: the cutover gives up, says which one it was, and leaves nothing behind.
+async fn an_open_transaction(stage: &Stage, writers: &Writers) {
+    let before = leftovers(&stage.shadow).await;
+    let client = stage.client().await;
+    client.batch_execute("BEGIN; INSERT INTO aside VALUES (1)").await.unwrap();
+    let refused = stage.tell("CUTOVER pg18").await.unwrap_err();
+    assert!(refused.contains("hold") && refused.contains("1 transactions") && refused.contains("application \"test\""), "{refused}");
+    assert_eq!(leftovers(&stage.shadow).await, before, "left behind on the shadow");
+    writers.more(stage, 20).await;
+    client.batch_execute("INSERT INTO aside VALUES (2); COMMIT").await.unwrap();
+    one_owner(stage, writers, "after an open transaction", "source", true).await;
+    stage.must("CUTOVER pg18").await;
+    one_owner(stage, writers, "after the transaction has ended", "pg18", true).await;
+    assert_eq!(numbers(&client, "SELECT count(*) FROM aside WHERE id IN (1, 2)").await, [2]);
+    stage.must("ROLLBACK shop").await;
+    one_owner(stage, writers, "and back", "source", true).await;
+}
+
+/// The shadow stops answering: before the cutover begins, and while clients wait.
+async fn a_shadow_that_hangs(stage: &Stage, writers: &Writers) {
+    stage.shadow.pause().unwrap();
+    let refused = stage.tell("CUTOVER pg18").await.unwrap_err();
+    assert!(refused.contains("pg18"), "{refused}");
+    writers.more(stage, 20).await;
+    stage.shadow.resume().unwrap();
+    one_owner(stage, writers, "after a shadow that hung before", "source", true).await;
+
+    let client = stage.client().await;
+    client.batch_execute("BEGIN; INSERT INTO aside VALUES (3)").await.unwrap();
+    let (cutover, hang) = tokio::join!(stage.tell("CUTOVER pg18"), async {
+        stage.wait_cutover("running: hold").await;
+        stage.shadow.pause().unwrap();
+        client.batch_execute("COMMIT").await.unwrap();
+        let began = Instant::now();
+        stage.wait_cutover("running: marker applied").await;
+        // clients wait, and then they go on while the shadow still hangs
+        writers.more(stage, 20).await;
+        stage.shadow.resume().unwrap();
+        began.elapsed()
+    });
+    let refused = cutover.unwrap_err();
+    assert!(refused.contains("marker") && refused.contains("source still owns"), "{refused}");
+    assert!(hang < Duration::from_secs(9), "clients waited {hang:?}");
+    one_owner(stage, writers, "after a shadow that hung during the hold", "source", true).await;
+}
+
+/// Reads were served by a former owner, which is fenced: its connections must not become those that write.
+async fn a_session_that_reads_from_a_former_owner(stage: &Stage, writers: &Writers) {
+    let client = stage::connect(stage.url("app", "shop").application_name("reader").clone()).await.unwrap();
+    stage.must("SET pg18 serve_reads = 100").await;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let shadow = stage.shadow.connect("shop").await.unwrap();
+    let attached = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'reader'";
+    while numbers(&shadow, attached).await == [0] {
+        client.simple_query("SELECT count(*) FROM aside").await.unwrap();
+        assert!(Instant::now() < deadline, "no read is served: {:?}", stage.must("SHOW SHADOWS").await);
+    }
+    stage.must("CUTOVER pg18").await;
+    client.batch_execute("INSERT INTO aside VALUES (4)").await.unwrap();
+    one_owner(stage, writers, "after served reads", "pg18", true).await;
+    stage.must("ROLLBACK shop").await;
+    client.batch_execute("INSERT INTO aside VALUES (5)").await.unwrap();
+    one_owner(stage, writers, "after served reads, and back", "source", true).await;
+}
+
+/// Somebody goes around the proxy.
+async fn a_writer_that_goes_around(stage: &Stage, writers: &Writers) {
+    let stop = Arc::new(AtomicBool::new(false));
+    let config = {
+        let mut config = stage.source.app_url("shop").to_tokio("direct");
+        config.application_name("direct");
+        config
+    };
+    let seen = stop.clone();
+    let direct = tokio::spawn(async move {
+        let (mut acknowledged, mut refusals, mut client) = (Vec::new(), BTreeSet::new(), None);
+        for id in 1_000.. {
+            if seen.load(Ordering::SeqCst) {
+                break;
+            }
+            if client.is_none() {
+                client = stage::connect(config.clone()).await.ok();
+            }
+            let Some(connected) = &client else { continue };
+            let connected: &tokio_postgres::Client = connected;
+            match connected.execute("INSERT INTO aside VALUES ($1)", &[&i64::from(id)]).await {
+                Ok(_) => acknowledged.push(i64::from(id)),
+                Err(error) => {
+                    refusals.insert(error.code().map_or("lost".to_owned(), |code| code.code().to_owned()));
+                    client = None;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        (acknowledged, refusals)
+    });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    // a busy writer may keep the lock from us for its two seconds: then the operator tries again
+    let mut attempts = 0;
+    while let Err(error) = stage.tell("CUTOVER pg18").await {
+        attempts += 1;
+        assert!(attempts < 3, "{error}\n{}", stage.log());
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    stop.store(true, Ordering::SeqCst);
+    let (acknowledged, refusals) = direct.await.unwrap();
+    let owner = stage.shadow.connect("shop").await.unwrap();
+    let there: BTreeSet<i64> = numbers(&owner, "SELECT id FROM aside").await.into_iter().collect();
+    let missing: Vec<_> = acknowledged.iter().filter(|id| !there.contains(id)).collect();
+    assert!(acknowledged.len() > 20 && missing.is_empty(), "{missing:?} of {} are not on the new owner", acknowledged.len());
+    assert!(refusals.contains("25006"), "the old owner should refuse to write: {refusals:?}");
+    one_owner(stage, writers, "after a writer that went around", "pg18", true).await;
+    stage.must("ROLLBACK shop").await;
+    one_owner(stage, writers, "after a writer that went around, and back", "source", true).await;
+}
+
+/// Promise 5: kill anything at any time.
+async fn kills_under_load(stage: &Stage, writers: &Writers, mut proxy: stage::Proxy, random: &mut fastrand::Rng) -> stage::Proxy {
+    for round in 0..3 {
+        tokio::time::sleep(Duration::from_millis(random.u64(10..700))).await;
+        proxy.kill();
+        proxy = stage.start(None).await;
+        writers.more(stage, 5).await;
+        println!("killed the proxy, round {round}");
+    }
+    let (_, errors) = writers.trouble();
+    stage.shadow.kill9().unwrap();
+    writers.more(stage, 20).await;
+    stage.shadow.restart().unwrap();
+    tokio::time::sleep(Duration::from_millis(random.u64(10..300))).await;
+    stage.shadow.stop(Shutdown::Immediate).unwrap();
+    stage.shadow.restart().unwrap();
+    one_owner(stage, writers, "after kills under load", "source", true).await;
+    assert_eq!(writers.trouble().1, errors, "a dying shadow hurt clients");
+    // and at any moment of a switch
+    for round in 0..4 {
+        let command = if stage.owner().await == "source" { "CUTOVER pg18" } else { "ROLLBACK shop" };
+        let delay = Duration::from_millis(random.u64(0..250));
+        let switch = tokio::join!(stage.tell(command), async {
+            tokio::time::sleep(delay).await;
+            proxy.kill();
+        });
+        proxy = stage.start(None).await;
+        let (case, owner) = (format!("{command} killed after {delay:?}, round {round}: {:?}", switch.0.is_ok()), stage.owner().await);
+        println!("{case}: {owner}");
+        one_owner(stage, writers, &case, &owner, true).await;
+    }
+    if stage.owner().await != "source" {
+        stage.must("ROLLBACK shop").await;
+        one_owner(stage, writers, "after kills", "source", true).await;
+    }
+    proxy
+}
+
+async fn timed<T>(what: &str, work: impl Future<Output = T>) -> T {
+    let began = Instant::now();
+    let result = work.await;
+    println!("{what}: {:.1} s", began.elapsed().as_secs_f64());
+    result
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cutovers_finish_or_undo_themselves() {
+    let seed = std::env::var("UNDERSTUDY_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_261_122);
+    println!("seed {seed} (UNDERSTUDY_TEST_SEED)");
+    let mut random = fastrand::Rng::with_seed(seed);
     let stage = Stage::new().await;
     let proxy = stage.start(None).await;
     stage.must("SHADOW START pg18").await;
@@ -91,9 +263,28 @@ async fn cutovers_finish_or_undo_themselves() {
     proxy.kill();
 
     a_crash_at_every_step(&stage, &writers).await;
-    let (_lost, errors) = writers.trouble();
-    assert_eq!(errors, Vec::<String>::new(), "clients were told errors");
-    let client = stage.source.connect("shop").await.unwrap();
-    assert!(numbers(&client, "SELECT count(*) FROM entry").await[0] > 500);
+    assert_eq!(writers.trouble().1, Vec::<String>::new(), "clients were told errors");
+
+    let proxy = stage.start(None).await;
+    writers.more(&stage, 20).await;
+    stage.wait_streaming().await;
+    let before = writers.trouble();
+    timed("an open transaction", an_open_transaction(&stage, &writers)).await;
+    timed("a shadow that hangs", a_shadow_that_hangs(&stage, &writers)).await;
+    timed("served reads", a_session_that_reads_from_a_former_owner(&stage, &writers)).await;
+    timed("a writer that goes around", a_writer_that_goes_around(&stage, &writers)).await;
+    assert_eq!(writers.trouble(), before, "clients noticed something\n{}", stage.log());
+
+    let proxy = timed("kills", kills_under_load(&stage, &writers, proxy, &mut random)).await;
+    assert_eq!(writers.trouble().1, Vec::<String>::new(), "clients were told errors");
     writers.stop().await;
+    stage.must("SHADOW STOP pg18").await;
+    for server in [&stage.source, &stage.shadow] {
+        assert_eq!(leftovers(server).await, Vec::<String>::new(), "left on PostgreSQL {}", server.major());
+    }
+    proxy.kill();
+    // a start afterwards has nothing to take up
+    let proxy = stage.start(None).await;
+    assert_eq!(stage.must("SHOW FEED").await[0]["state"], "none");
+    proxy.kill();
 }

@@ -20,8 +20,7 @@ pub type Row = BTreeMap<String, String>;
 pub struct Stage {
     pub source: Server,
     pub shadow: Server,
-    pub listen: u16,
-    http: u16,
+    listen: u16,
     directory: PathBuf,
 }
 
@@ -69,7 +68,7 @@ impl Stage {
         let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("cutover-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&directory);
         std::fs::create_dir_all(&directory).unwrap();
-        let stage = Stage { source, shadow, listen, http, directory };
+        let stage = Stage { source, shadow, listen, directory };
         let app = understudy::config::ServerUrl::to_tokio(&stage.source.app_url("shop"), "set-up");
         connect(app).await.unwrap().batch_execute(SCHEMA).await.unwrap();
         let text = format!(
@@ -148,13 +147,6 @@ impl Stage {
         connect(self.url("app", "shop")).await.unwrap()
     }
 
-    /// A client of the application that goes around the proxy.
-    pub async fn direct(&self, server: &Server) -> Client {
-        let mut config = server.app_url("shop").to_tokio("direct");
-        config.application_name("direct");
-        connect(config).await.unwrap()
-    }
-
     async fn try_console(&self) -> Option<Client> {
         connect(self.url("operator", "understudy")).await.ok()
     }
@@ -181,6 +173,19 @@ impl Stage {
 
     pub async fn must(&self, command: &str) -> Vec<Row> {
         self.tell(command).await.unwrap_or_else(|error| panic!("{command}: {error}\n{}", self.log()))
+    }
+
+    /// Waits until SHOW CUTOVER says so.
+    pub async fn wait_cutover(&self, state: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let rows = self.must("SHOW CUTOVER").await;
+            if rows.iter().any(|row| row["state"].starts_with(state)) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "SHOW CUTOVER never said {state}: {rows:?}\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// `source` or `pg18`
@@ -252,6 +257,18 @@ pub async fn connect(config: tokio_postgres::Config) -> Result<Client, tokio_pos
 
 /// The first column of a query as numbers.
 pub async fn numbers(client: &Client, query: &str) -> Vec<i64> {
+    client.query(query, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
+}
+
+/// What feeds have made on a server, apart from the rows.
+pub async fn leftovers(server: &Server) -> Vec<String> {
+    let query = "SELECT 'slot ' || slot_name FROM pg_replication_slots UNION ALL SELECT 'publication ' || pubname FROM pg_publication
+        UNION ALL SELECT 'event trigger ' || evtname FROM pg_event_trigger
+        UNION ALL SELECT 'subscription ' || subname FROM pg_subscription UNION ALL SELECT 'origin ' || roname FROM pg_replication_origin
+        UNION ALL SELECT 'relation ' || c.oid::regclass FROM pg_class c WHERE c.relnamespace = to_regnamespace('understudy')
+        UNION ALL SELECT 'function ' || p.oid::regproc FROM pg_proc p WHERE p.pronamespace = to_regnamespace('understudy')
+        UNION ALL SELECT 'schema ' || nspname FROM pg_namespace WHERE nspname LIKE 'understudy%' ORDER BY 1";
+    let client = server.connect("shop").await.unwrap();
     client.query(query, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
 }
 
