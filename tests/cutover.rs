@@ -144,6 +144,9 @@ async fn a_session_that_reads_from_a_former_owner(stage: &Stage, writers: &Write
         client.simple_query("SELECT count(*) FROM aside").await.unwrap();
         assert!(Instant::now() < deadline, "no read is served: {:?}", stage.must("SHOW SHADOWS").await);
     }
+    for _ in 0..20 {
+        client.simple_query("SELECT count(*) FROM aside").await.unwrap();
+    }
     stage.must("CUTOVER pg18").await;
     client.batch_execute("INSERT INTO aside VALUES (4)").await.unwrap();
     one_owner(stage, writers, "after served reads", "pg18", true).await;
@@ -160,7 +163,7 @@ async fn a_writer_that_goes_around(stage: &Stage, writers: &Writers) {
         config.application_name("direct");
         config
     };
-    let seen = stop.clone();
+    let (seen, around) = (stop.clone(), config.clone());
     let direct = tokio::spawn(async move {
         let (mut acknowledged, mut refusals, mut client) = (Vec::new(), BTreeSet::new(), None);
         for id in 1_000.. {
@@ -168,7 +171,7 @@ async fn a_writer_that_goes_around(stage: &Stage, writers: &Writers) {
                 break;
             }
             if client.is_none() {
-                client = stage::connect(config.clone()).await.ok();
+                client = stage::connect(around.clone()).await.ok();
             }
             let Some(connected) = &client else { continue };
             let connected: &tokio_postgres::Client = connected;
@@ -199,6 +202,19 @@ async fn a_writer_that_goes_around(stage: &Stage, writers: &Writers) {
     assert!(acknowledged.len() > 20 && missing.is_empty(), "{missing:?} of {} are not on the new owner", acknowledged.len());
     assert!(refusals.contains("25006"), "the old owner should refuse to write: {refusals:?}");
     one_owner(stage, writers, "after a writer that went around", "pg18", true).await;
+    // whoever switches the fence off for himself is told of, and VERIFY finds what he wrote
+    let stubborn = stage::connect(config).await.unwrap();
+    stubborn.batch_execute("SET default_transaction_read_only = off").await.unwrap();
+    stubborn.batch_execute("BEGIN; INSERT INTO aside VALUES (-1000000)").await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !stage.must("SHOW ALERTS").await.iter().any(|row| row["message"].contains("around understudy and its fence")) {
+        assert!(Instant::now() < deadline, "no alert about a writer that goes around the fence");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    stubborn.batch_execute("COMMIT").await.unwrap();
+    let found = stage.tell("VERIFY pg18").await.unwrap_err();
+    assert!(found.contains("1 differences") && found.contains("aside"), "{found}");
+    stubborn.batch_execute("DELETE FROM aside WHERE id = -1000000").await.unwrap();
     stage.must("ROLLBACK shop").await;
     one_owner(stage, writers, "after a writer that went around, and back", "source", true).await;
 }
