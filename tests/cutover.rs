@@ -219,6 +219,30 @@ async fn a_writer_that_goes_around(stage: &Stage, writers: &Writers) {
     one_owner(stage, writers, "after a writer that went around, and back", "source", true).await;
 }
 
+/// The process dies behind the point of no return, and its locks on the old owner with it: what a session from before writes
+/// there until the next start is carried over, told of, and the session is ended.
+async fn a_write_between_crash_and_recovery(stage: &Stage, writers: &Writers) {
+    let around = stage::connect(stage.source.app_url("shop").to_tokio("x").application_name("direct").clone()).await.unwrap();
+    let proxy = stage.start(Some("crash-at:expel")).await;
+    stage.wait_streaming().await;
+    stage.tell("CUTOVER pg18").await.unwrap_err();
+    stage.wait_for_death(proxy).await;
+    around.batch_execute("INSERT INTO aside VALUES (-2000000)").await.unwrap();
+    let proxy = stage.start(None).await;
+    stage.wait_streaming().await;
+    assert_eq!(stage.owner().await, "pg18");
+    assert!(around.batch_execute("INSERT INTO aside VALUES (-2000001)").await.is_err(), "the session should have been ended");
+    let owner = stage.shadow.connect("shop").await.unwrap();
+    assert_eq!(numbers(&owner, "SELECT id FROM aside WHERE id <= -2000000").await, [-2_000_000]);
+    assert!(stage.must("SHOW ALERTS").await.iter().any(|row| row["message"].contains("behind the cutover's marker")));
+    writers.more(stage, 10).await;
+    writers.check(&owner, "after a write between crash and recovery").await;
+    stage.must("VERIFY pg18").await;
+    stage.must("ROLLBACK shop").await;
+    one_owner(stage, writers, "after a write between crash and recovery, and back", "source", true).await;
+    proxy.kill();
+}
+
 /// Promise 5: kill anything at any time.
 async fn kills_under_load(stage: &Stage, writers: &Writers, mut proxy: stage::Proxy, random: &mut fastrand::Rng) -> stage::Proxy {
     for round in 0..3 {
@@ -281,6 +305,7 @@ async fn cutovers_finish_or_undo_themselves() {
     a_crash_at_every_step(&stage, &writers).await;
     assert_eq!(writers.trouble().1, Vec::<String>::new(), "clients were told errors");
 
+    timed("a write between crash and recovery", a_write_between_crash_and_recovery(&stage, &writers)).await;
     let proxy = stage.start(None).await;
     writers.more(&stage, 20).await;
     stage.wait_streaming().await;
