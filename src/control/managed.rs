@@ -6,6 +6,7 @@ use crate::{
     console::state::{CutoverState, RevertState},
     lsn::Lsn,
     metadata::{Owner, Repository},
+    monitor::ResourceSample,
     schema::Adapter,
     sql::{CatalogFacts, Classifier},
     traffic::{
@@ -45,6 +46,8 @@ pub struct Managed {
     pub switching: tokio::sync::Mutex<()>,
     /// Held by PAUSE.
     pub paused: AtomicBool,
+    /// The newest sample of the source's server.
+    pub resources: Mutex<Option<ResourceSample>>,
 }
 
 /// A shadow.
@@ -67,6 +70,8 @@ pub struct ManagedShadow {
     pub adapter: Mutex<Option<Arc<Adapter>>>,
     /// A simulation or verification is running.
     pub busy: tokio::sync::Mutex<()>,
+    /// The newest sample of its server.
+    pub resources: Mutex<Option<ResourceSample>>,
 }
 
 /// Locks a mutex whose holder may have panicked: the values in here are whole at every moment.
@@ -125,6 +130,7 @@ impl Managed {
             cutover: Mutex::new(None),
             switching: tokio::sync::Mutex::new(()),
             paused: AtomicBool::new(false),
+            resources: Mutex::new(None),
         })
     }
 
@@ -193,6 +199,7 @@ impl ManagedShadow {
             fault: Fault::default(),
             adapter: Mutex::new(None),
             busy: tokio::sync::Mutex::new(()),
+            resources: Mutex::new(None),
             config: ArcSwap::from_pointee(config.clone()),
         }
     }
