@@ -212,7 +212,10 @@ impl Play<'_> {
                     format!("waiting for the shadow: {}, feed {}, lag {:.0} ms", shadow.health, shadow.feed.state, shadow.feed.lag_ms.now)
                 },
                 |_, _, shadow| {
-                    (shadow.health == "healthy" && shadow.feed.state == "streaming" && shadow.feed.lag_ms.now < 1000.0).then_some(())
+                    (["healthy", "owner"].contains(&shadow.health.as_str())
+                        && shadow.feed.state == "streaming"
+                        && shadow.feed.lag_ms.now < 1000.0)
+                        .then_some(())
                 },
             )
             .await?;
