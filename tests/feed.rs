@@ -20,7 +20,7 @@ use understudy::{
     schema::Adapter,
 };
 
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(40);
 
 fn spec(from: &Server, to: &Server, database: &str, direction: Direction) -> FeedSpec {
     FeedSpec {
@@ -311,7 +311,6 @@ async fn kills_under_load_lose_and_repeat_nothing() {
     assert_eq!((state.findings, state.held_tables.len()), (0, 0), "{state:?}");
     let count = "SELECT count(*) FROM pgbench_history";
     assert!(follower.query_one(count, &[]).await.unwrap().get::<_, i64>(0) > 1000);
-    println!("lag {:?}", state.lag_ms);
     feed.stop().await;
 }
 
@@ -542,6 +541,8 @@ async fn schema_changes_travel_in_the_stream() {
         let mut n = 0;
         while stopped.try_recv().is_err() {
             n += 1;
+            // As much as an application, not as much as the machine can.
+            tokio::time::sleep(Duration::from_millis(2)).await;
             writer.batch_execute(&format!("INSERT INTO o (v) VALUES ('w'); UPDATE o SET v = v || '.' WHERE id = {n}")).await.unwrap();
         }
     });
@@ -578,7 +579,7 @@ async fn schema_changes_travel_in_the_stream() {
     writing.await.unwrap();
     settle("adapting").await;
     for proposal in repository.proposals(None).unwrap() {
-        println!("{:?} {} {} {}", proposal.state, proposal.draft.kind, proposal.applied_sql, proposal.note);
+        assert_ne!(proposal.draft.kind, "held_table", "{}", proposal.draft.change);
     }
     assert_equal(&owner, &follower).await;
     assert_eq!(feed.state().findings, 0, "{:?}", feed.state());

@@ -298,6 +298,9 @@ impl Applier {
         };
         group.changes += 1;
         let table = self.table_of(relation)?;
+        if !self.plans.contains_key(&relation) && self.try_plan(relation, &table).await?.is_err() {
+            self.overtaken(group).await?;
+        }
         if lock(&self.shared.held).contains_key(&table) {
             return self.spool(group, relation, raw).await;
         }
@@ -309,6 +312,21 @@ impl Applier {
             return Ok(());
         }
         self.push(group, Pending::Row { relation, message, raw }).await
+    }
+
+    /// A row that does not fit may have overtaken the message that says why: pgoutput merges a transaction and its subtransactions
+    /// by position, a message counts with the end of its record and a row with the start of its own, which is the same place
+    /// (`logicalmsg_decode`, `ReorderBufferIterCompare`). Then the message is the very next item, and is taken first.
+    async fn overtaken(&mut self, group: &mut Group) -> Result<(), CdcError> {
+        let Some(Item::Message(Message::Logical { transactional: true, prefix, content, lsn }, _)) = self.queue.peek_next().await else {
+            return Ok(());
+        };
+        if prefix != DDL_PREFIX {
+            return Ok(());
+        }
+        let (content, lsn) = (content.clone(), *lsn);
+        self.queue.next().await;
+        self.adapt(group, &content, lsn).await
     }
 
     /// Adds to the batch and sends it when it is full.
@@ -344,10 +362,7 @@ impl Applier {
         self.flush(&mut group).await?;
         let reached = match &self.start.marker {
             Some(marker) if group.markers.contains(marker) => true,
-            Some(_) => {
-                self.queue.peek();
-                return Ok(());
-            }
+            Some(_) => return Ok(()),
             None => false,
         };
         if reached {

@@ -425,7 +425,7 @@ async fn stream_once(
 
 /// Whether the engine knows this owner's schema from before.
 fn remembered(shared: &Shared) -> Result<bool, CdcError> {
-    Ok(shared.repository.newest_schema(&shared.spec.database, &format!("source@{}", shared.spec.shadow))?.is_some())
+    Ok(shared.adapter.has_baseline()?)
 }
 
 /// The slot must be there, usable, and not ahead of what the follower has.

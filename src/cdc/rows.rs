@@ -144,10 +144,10 @@ impl Applier {
         Ok(Some(target))
     }
 
-    /// The plan of a relation; `None`: it does not fit and is now held.
-    pub async fn plan(&mut self, group: &mut Group, relation: u32, table: &TableName) -> Result<Option<Arc<Plan>>, CdcError> {
+    /// The plan of a relation, or why there is none.
+    pub async fn try_plan(&mut self, relation: u32, table: &TableName) -> Result<Result<Arc<Plan>, Misfit>, CdcError> {
         if let Some(plan) = self.plans.get(&relation) {
-            return Ok(Some(Arc::clone(plan)));
+            return Ok(Ok(Arc::clone(plan)));
         }
         let target = self.target_table(table).await?;
         let Some((shape, _)) = self.relations.get(&relation) else {
@@ -155,22 +155,37 @@ impl Applier {
         };
         let (shape, mut target) = (shape.clone(), target);
         let mut fitted = Plan::new(&shape, target.as_ref());
-        while let (Direction::Reverse, Err(Misfit::NoColumn(name)), Some(table_there)) = (self.shared.spec.direction, &fitted, target.as_mut()) {
-            // On the way back the source's schema rules: what only the shadow had before the cutover stays there.
+        while let (Direction::Reverse, Err(Misfit::NoColumn(name)), Some(table_there)) =
+            (self.shared.spec.direction, &fitted, target.as_mut())
+        {
+            // On the way back the source's schema rules: what only the shadow had before the cutover stays there. A column
+            // that the engine does not know yet is another matter: its message is still to come.
+            if !self.shared.adapter.knows_column(&table.0, &table.1, name).await? {
+                break;
+            }
             let message = format!(
                 "column {name} of {}.{} exists only on {}: on the way back its values are left out, and a rollback does without them",
                 table.0, table.1, self.shared.spec.shadow
             );
-            self.shared.event(Severity::Warning, &message, serde_json::json!({"table": format!("{}.{}", table.0, table.1), "column": name}));
+            self.shared.event(
+                Severity::Warning,
+                &message,
+                serde_json::json!({"table": format!("{}.{}", table.0, table.1), "column": name}),
+            );
             table_there.columns.insert(name.clone(), TargetColumn { type_name: "text".into(), generated: true, identity_always: false });
             fitted = Plan::new(&shape, target.as_ref());
         }
-        match fitted {
-            Ok(plan) => {
-                let plan = Arc::new(plan);
-                self.plans.insert(relation, Arc::clone(&plan));
-                Ok(Some(plan))
-            }
+        let plan = fitted.map(Arc::new);
+        if let Ok(plan) = &plan {
+            self.plans.insert(relation, Arc::clone(plan));
+        }
+        Ok(plan)
+    }
+
+    /// The plan of a relation; `None`: it does not fit and is now held.
+    pub async fn plan(&mut self, group: &mut Group, relation: u32, table: &TableName) -> Result<Option<Arc<Plan>>, CdcError> {
+        match self.try_plan(relation, table).await? {
+            Ok(plan) => Ok(Some(plan)),
             Err(misfit) => {
                 self.hold(group, table, 0, HeldState::Waiting, &misfit.to_string()).await?;
                 Ok(None)

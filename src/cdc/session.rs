@@ -65,6 +65,9 @@ pub(super) async fn connect_writer(url: &ServerUrl, role: &str) -> Result<Client
                 CdcError::Postgres { what: "set up a writing session".into(), source }
             }
         })?;
+    // In a deadlock with somebody else on the follower (a rehearsal, a report) the other one notices first and gives way. Only
+    // superusers may set it; without it the feed sometimes starts its transaction over.
+    let _ = client.batch_execute("SET deadlock_timeout = '30s'").await;
     let row = client
         .query_one("SELECT current_setting('session_replication_role'), current_setting('default_transaction_read_only')", &[])
         .await

@@ -103,6 +103,14 @@ impl Queue {
         Some(item)
     }
 
+    /// Looks at the next item, waiting for it. For the inside of a transaction, where there always is one.
+    pub async fn peek_next(&mut self) -> Option<&Item> {
+        if self.peeked.is_none() {
+            self.peeked = self.next().await;
+        }
+        self.peeked.as_ref()
+    }
+
     /// Looks at the next item if one is there already.
     pub fn peek(&mut self) -> Option<&Item> {
         if self.peeked.is_none() {

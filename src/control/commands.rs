@@ -68,7 +68,10 @@ impl Controller {
 
     /// A shadow and its database by the shadow's name.
     pub(super) fn shadow(&self, name: &str) -> Result<(&Arc<Managed>, &Arc<ManagedShadow>), CommandError> {
-        let found = self.databases.iter().find_map(|managed| managed.shadows.iter().find(|shadow| shadow.name() == name).map(|shadow| (managed, shadow)));
+        let found = self
+            .databases
+            .iter()
+            .find_map(|managed| managed.shadows.iter().find(|shadow| shadow.name() == name).map(|shadow| (managed, shadow)));
         found.ok_or_else(|| CommandError::Unknown(format!("there is no shadow \"{name}\": SHOW SHADOWS lists them")))
     }
 
@@ -120,7 +123,12 @@ impl Controller {
             return Err(CommandError::Refused(format!("shadow {name} has feed \"none\" in proxy.toml: nothing to start")));
         }
         if managed.database.route.load().owner.name != "source" {
-            return Err(CommandError::Refused(format!("{} owns the writes of {}: ROLLBACK {} first", managed.database.route.load().owner.name, managed.database.name, managed.database.name)));
+            return Err(CommandError::Refused(format!(
+                "{} owns the writes of {}: ROLLBACK {} first",
+                managed.database.route.load().owner.name,
+                managed.database.name,
+                managed.database.name
+            )));
         }
         if let Some((feed, _)) = shadow.feed()
             && !feed.state().state.starts_with("failed")
@@ -129,14 +137,27 @@ impl Controller {
         }
         self.repository.set_started(&managed.database.name, name, true).map_err(failed)?;
         managed.start_feed(shadow, Direction::Forward, Start::Copy, &self.repository);
-        self.repository.record(Severity::Info, "cdc", &managed.database.name, name, &format!("shadow {name} is being created: SHOW FEED shows progress and time left"), json!({}));
-        Ok(tagged("SHADOW START", format!("shadow {name} is being created: schema, data, then the change stream. SHOW FEED shows progress and time left")))
+        self.repository.record(
+            Severity::Info,
+            "cdc",
+            &managed.database.name,
+            name,
+            &format!("shadow {name} is being created: SHOW FEED shows progress and time left"),
+            json!({}),
+        );
+        Ok(tagged(
+            "SHADOW START",
+            format!("shadow {name} is being created: schema, data, then the change stream. SHOW FEED shows progress and time left"),
+        ))
     }
 
     async fn shadow_stop(&self, name: &str) -> Result<Answer, CommandError> {
         let (managed, shadow) = self.shadow(name)?;
         if managed.database.route.load().owner == shadow.route.target {
-            return Err(CommandError::Refused(format!("{name} owns the writes of {}: ROLLBACK {} first", managed.database.name, managed.database.name)));
+            return Err(CommandError::Refused(format!(
+                "{name} owns the writes of {}: ROLLBACK {} first",
+                managed.database.name, managed.database.name
+            )));
         }
         let _turn = managed.switching.try_lock().map_err(|_| CommandError::Refused("a cutover is running: wait for its end".into()))?;
         self.repository.set_started(&managed.database.name, name, false).map_err(failed)?;
@@ -152,7 +173,14 @@ impl Controller {
         for direction in [Direction::Forward, Direction::Reverse] {
             cdc::disarm(&managed.feed_spec(shadow, direction)).await.map_err(failed)?;
         }
-        self.repository.record(Severity::Info, "cdc", &managed.database.name, name, &format!("shadow {name} is stopped: slot, publication and triggers are gone from the servers; its data stays"), json!({}));
+        self.repository.record(
+            Severity::Info,
+            "cdc",
+            &managed.database.name,
+            name,
+            &format!("shadow {name} is stopped: slot, publication and triggers are gone from the servers; its data stays"),
+            json!({}),
+        );
         Ok(tagged("SHADOW STOP", format!("shadow {name} is stopped; slot, publication and triggers are removed, its data stays")))
     }
 
@@ -185,7 +213,8 @@ impl Controller {
     fn shift_stop(&self, name: &str, who: &str) -> Result<Answer, CommandError> {
         let (managed, shadow) = self.shadow(name)?;
         *lock(&shadow.ladder) = Ladder::Idle;
-        let message = format!("shift of {name} stopped by {who}: it stays at {} %; REVERT {name} takes it to 0", shadow.route.serve_reads.get());
+        let message =
+            format!("shift of {name} stopped by {who}: it stays at {} %; REVERT {name} takes it to 0", shadow.route.serve_reads.get());
         self.repository.record(Severity::Info, "traffic", &managed.database.name, name, &message, json!({}));
         Ok(tagged("SHIFT STOP", message))
     }
@@ -193,13 +222,23 @@ impl Controller {
     fn revert(&self, name: &str, who: &str) -> Result<Answer, CommandError> {
         let (managed, shadow) = self.shadow(name)?;
         shadow.revert(&format!("asked for by {who}"), None);
-        self.repository.record(Severity::Warning, "traffic", &managed.database.name, name, &format!("reads went back from {name} to the owner: asked for by {who}"), json!({}));
+        self.repository.record(
+            Severity::Warning,
+            "traffic",
+            &managed.database.name,
+            name,
+            &format!("reads went back from {name} to the owner: asked for by {who}"),
+            json!({}),
+        );
         Ok(tagged("REVERT", format!("{name} answers no reads any more")))
     }
 
     async fn simulate(&self, name: &str, percent: f64, duration: Duration) -> Result<Answer, CommandError> {
         let (managed, shadow) = self.shadow(name)?;
-        let _turn = shadow.busy.try_lock().map_err(|_| CommandError::Refused(format!("another simulation or verification of {name} is running")))?;
+        let _turn = shadow
+            .busy
+            .try_lock()
+            .map_err(|_| CommandError::Refused(format!("another simulation or verification of {name} is running")))?;
         if !shadow.route.in_step.load(Ordering::SeqCst) {
             return Err(CommandError::Refused(format!("shadow {name} is not in step with the source: SHOW FEED says why")));
         }
@@ -219,7 +258,19 @@ impl Controller {
         let (served, fallbacks) = (observations.served.get() - before.0, observations.fallbacks.get() - before.1);
         let (fenced, candidates) = (observations.fenced.get() - before.2, observations.candidates.get() - before.3);
         let errors = managed.database.errors.get() - errors;
-        let columns = ["shadow", "percent", "seconds", "candidates", "served", "fallbacks", "fenced", "client_errors", "owner_p99_ms", "shadow_p99_ms", "reverted"];
+        let columns = [
+            "shadow",
+            "percent",
+            "seconds",
+            "candidates",
+            "served",
+            "fallbacks",
+            "fenced",
+            "client_errors",
+            "owner_p99_ms",
+            "shadow_p99_ms",
+            "reverted",
+        ];
         let row = vec![
             json!(name),
             json!(percent),
@@ -233,8 +284,18 @@ impl Controller {
             json!(health.shadow.p99_us as f64 / 1000.0),
             json!(reverted),
         ];
-        let message = format!("simulated cutover of {name} at {percent} % for {} s: {served} reads served, {fallbacks} fell back", duration.as_secs_f64());
-        self.repository.record(Severity::Info, "traffic", &managed.database.name, name, &message, json!({"served": served, "fallbacks": fallbacks, "fenced": fenced}));
+        let message = format!(
+            "simulated cutover of {name} at {percent} % for {} s: {served} reads served, {fallbacks} fell back",
+            duration.as_secs_f64()
+        );
+        self.repository.record(
+            Severity::Info,
+            "traffic",
+            &managed.database.name,
+            name,
+            &message,
+            json!({"served": served, "fallbacks": fallbacks, "fenced": fenced}),
+        );
         Ok(Answer { columns: columns.map(String::from).to_vec(), rows: vec![row], tag: "SIMULATE".into(), notices: vec![message] })
     }
 
@@ -245,7 +306,8 @@ impl Controller {
         }
         let (_, shadow) = self.shadow(&proposal.shadow)?;
         let note = if proposal.draft.kind == "fill_column" && sql.is_none() {
-            let adapter = lock(&shadow.adapter).clone().ok_or_else(|| CommandError::Refused("the feed is not running: SHADOW START first".into()))?;
+            let adapter =
+                lock(&shadow.adapter).clone().ok_or_else(|| CommandError::Refused("the feed is not running: SHADOW START first".into()))?;
             let client = connect(&shadow.config.load().url, "understudy fill").await.map_err(failed)?;
             let rows = adapter.fill(&proposal, &client).await.map_err(failed)?;
             let note = format!("{rows} rows filled");
@@ -255,7 +317,14 @@ impl Controller {
             let (feed, _) = shadow.feed().ok_or_else(|| CommandError::Refused("the feed is not running: SHADOW START first".into()))?;
             feed.approve(&proposal, sql, who).await.map_err(failed)?
         };
-        self.repository.record(Severity::Info, "schema", &proposal.database, &proposal.shadow, &format!("proposal {id} approved by {who}: {}", proposal.draft.change), json!({"proposal": id}));
+        self.repository.record(
+            Severity::Info,
+            "schema",
+            &proposal.database,
+            &proposal.shadow,
+            &format!("proposal {id} approved by {who}: {}", proposal.draft.change),
+            json!({"proposal": id}),
+        );
         Ok(tagged("APPROVE", format!("proposal {id} is carried out. {note}")))
     }
 
@@ -280,7 +349,8 @@ impl Controller {
         };
         let feed = shadow.feed().filter(|(_, flows)| *flows == direction).map(|(feed, _)| feed);
         let feed = feed.ok_or_else(|| CommandError::Refused(format!("there is no feed from {} to {}: SHOW FEED", from.name, to.name)))?;
-        let (publish_to, start_to, report_to) = (managed.clone(), (managed.clone(), shadow.clone(), self.repository.clone()), managed.clone());
+        let (publish_to, start_to, report_to) =
+            (managed.clone(), (managed.clone(), shadow.clone(), self.repository.clone()), managed.clone());
         Ok(Switch {
             kind,
             database: managed.database.clone(),
@@ -297,6 +367,7 @@ impl Controller {
                 let (managed, shadow, repository) = &start_to;
                 managed.start_feed(shadow, opposite, Start::AfterMarker(marker), repository);
             }),
+            crash_at: self.crash_at.clone(),
             report: Box::new(move |state: CutoverState| *lock(&report_to.cutover) = Some(state)),
         })
     }
@@ -307,7 +378,10 @@ impl Controller {
             return Err(CommandError::Refused(format!("{name} already owns the writes of {}", managed.database.name)));
         }
         if managed.database.route.load().owner.name != "source" {
-            return Err(CommandError::Refused(format!("another shadow owns the writes of {}: ROLLBACK {} first", managed.database.name, managed.database.name)));
+            return Err(CommandError::Refused(format!(
+                "another shadow owns the writes of {}: ROLLBACK {} first",
+                managed.database.name, managed.database.name
+            )));
         }
         self.change_owner(managed, shadow, true, dry_run).await
     }
@@ -321,8 +395,17 @@ impl Controller {
         self.change_owner(managed, shadow, false, false).await
     }
 
-    async fn change_owner(&self, managed: &Arc<Managed>, shadow: &Arc<ManagedShadow>, to_shadow: bool, dry_run: bool) -> Result<Answer, CommandError> {
-        let _turn = managed.switching.try_lock().map_err(|_| CommandError::Refused("a cutover or rollback is already running: SHOW CUTOVER".into()))?;
+    async fn change_owner(
+        &self,
+        managed: &Arc<Managed>,
+        shadow: &Arc<ManagedShadow>,
+        to_shadow: bool,
+        dry_run: bool,
+    ) -> Result<Answer, CommandError> {
+        let _turn = managed
+            .switching
+            .try_lock()
+            .map_err(|_| CommandError::Refused("a cutover or rollback is already running: SHOW CUTOVER".into()))?;
         if managed.paused.load(Ordering::SeqCst) {
             return Err(CommandError::Refused(format!("{} is paused: RESUME {} first", managed.database.name, managed.database.name)));
         }
@@ -330,8 +413,17 @@ impl Controller {
         if dry_run {
             let obstacles = switch.obstacles().await;
             let steps = crate::cutover::step::Step::ALL.iter().map(|step| vec![json!(step.name()), json!(step.describe())]);
-            let answer = Answer { columns: vec!["step".into(), "what it does".into()], rows: steps.collect(), tag: "CUTOVER".into(), notices: vec!["nothing stands in the way".into()] };
-            return if obstacles.is_empty() { Ok(answer) } else { Err(CommandError::Refused(format!("{} is not possible now: {}", switch.kind, obstacles.join("; ")))) };
+            let answer = Answer {
+                columns: vec!["step".into(), "what it does".into()],
+                rows: steps.collect(),
+                tag: "CUTOVER".into(),
+                notices: vec!["nothing stands in the way".into()],
+            };
+            return if obstacles.is_empty() {
+                Ok(answer)
+            } else {
+                Err(CommandError::Refused(format!("{} is not possible now: {}", switch.kind, obstacles.join("; "))))
+            };
         }
         // Shadow work on the next owner ends before it takes writes; serving ends with the change of owner.
         let route = &shadow.route;
@@ -366,8 +458,12 @@ impl Controller {
 
     async fn verify(&self, name: &str, table: Option<String>, repair: bool, who: &str) -> Result<Answer, CommandError> {
         let (managed, shadow) = self.shadow(name)?;
-        let _turn = shadow.busy.try_lock().map_err(|_| CommandError::Refused(format!("another simulation or verification of {name} is running")))?;
-        let (feed, direction) = shadow.feed().ok_or_else(|| CommandError::Refused(format!("shadow {name} has no feed: SHADOW START {name} first")))?;
+        let _turn = shadow
+            .busy
+            .try_lock()
+            .map_err(|_| CommandError::Refused(format!("another simulation or verification of {name} is running")))?;
+        let (feed, direction) =
+            shadow.feed().ok_or_else(|| CommandError::Refused(format!("shadow {name} has no feed: SHADOW START {name} first")))?;
         let spec = managed.feed_spec(shadow, direction);
         let options = validate::Options { tables: table.map(|table| vec![table]), repair, ..validate::Options::default() };
         let progress = validate::Progress::default();
@@ -380,14 +476,35 @@ impl Controller {
         let mut rows: Vec<_> = report
             .tables
             .iter()
-            .map(|table| vec![json!(format!("{}.{}", table.schema, table.name)), json!(table.rows), json!(table.differences), json!(table.seconds), json!(describe(table))])
+            .map(|table| {
+                vec![
+                    json!(format!("{}.{}", table.schema, table.name)),
+                    json!(table.rows),
+                    json!(table.differences),
+                    json!(table.seconds),
+                    json!(describe(table)),
+                ]
+            })
             .collect();
-        rows.push(vec![json!("total"), json!(report.rows), json!(report.differences), json!(report.seconds), json!(format!("at {}", report.lsn))]);
+        rows.push(vec![
+            json!("total"),
+            json!(report.rows),
+            json!(report.differences),
+            json!(report.seconds),
+            json!(format!("at {}", report.lsn)),
+        ]);
         let what = format!("{} rows of {} tables compared at {}", report.rows, report.tables.len(), report.lsn);
         let data = json!({"rows": report.rows, "tables": report.tables.len(), "differences": report.differences, "seconds": report.seconds, "pause_ms": report.pause_ms});
-        let skipped: Vec<_> = report.tables.iter().filter_map(|table| table.skipped.as_ref().map(|why| format!("{}.{} could not be read: {why}", table.schema, table.name))).collect();
+        let skipped: Vec<_> = report
+            .tables
+            .iter()
+            .filter_map(|table| table.skipped.as_ref().map(|why| format!("{}.{} could not be read: {why}", table.schema, table.name)))
+            .collect();
         if report.differences == 0 && report.unread > 0 {
-            let message = format!("{name} and the owner could not be compared in full: {}. {what}. Mend that and VERIFY {name} again", skipped.join("; "));
+            let message = format!(
+                "{name} and the owner could not be compared in full: {}. {what}. Mend that and VERIFY {name} again",
+                skipped.join("; ")
+            );
             self.repository.record(Severity::Alert, "validate", &managed.database.name, name, &message, data);
             return Err(CommandError::Refused(message));
         }
@@ -396,8 +513,17 @@ impl Controller {
             self.repository.record(Severity::Info, "validate", &managed.database.name, name, &message, data);
             return Ok(Answer { columns, rows, tag: "VERIFY".into(), notices: vec![message] });
         }
-        let details: Vec<_> = report.tables.iter().filter(|table| table.differences > 0).map(|table| format!("{}.{}: {} ({})", table.schema, table.name, table.differences, describe(table))).collect();
-        let repaired = if repair { format!(" They were repaired, as {who} asked: VERIFY {name} again") } else { format!(" To write the owner's rows over them: VERIFY {name} REPAIR") };
+        let details: Vec<_> = report
+            .tables
+            .iter()
+            .filter(|table| table.differences > 0)
+            .map(|table| format!("{}.{}: {} ({})", table.schema, table.name, table.differences, describe(table)))
+            .collect();
+        let repaired = if repair {
+            format!(" They were repaired, as {who} asked: VERIFY {name} again")
+        } else {
+            format!(" To write the owner's rows over them: VERIFY {name} REPAIR")
+        };
         let message = format!("{} differences between {name} and the owner: {}. {what}.{repaired}", report.differences, details.join("; "));
         self.repository.record(Severity::Alert, "validate", &managed.database.name, name, &message, data);
         Err(CommandError::Refused(message))

@@ -101,7 +101,9 @@ impl Managed {
             .collect();
         let owner_target = match owner {
             Owner::Source => source,
-            Owner::Shadow(name) => shadows.iter().find(|shadow| shadow.name() == *name).map_or(source, |shadow| shadow.route.target.clone()),
+            Owner::Shadow(name) => {
+                shadows.iter().find(|shadow| shadow.name() == *name).map_or(source, |shadow| shadow.route.target.clone())
+            }
         };
         let route = Route {
             epoch,
@@ -145,12 +147,20 @@ impl Managed {
             Direction::Forward => (source, shadow_url),
             Direction::Reverse => (shadow_url, source),
         };
-        FeedSpec { database: self.database.name.clone(), shadow: config.name.clone(), direction, from, to, copy_workers: config.copy.workers }
+        FeedSpec {
+            database: self.database.name.clone(),
+            shadow: config.name.clone(),
+            direction,
+            from,
+            to,
+            copy_workers: config.copy.workers,
+        }
     }
 
     /// Starts a feed and makes the shadow follow it.
     pub fn start_feed(&self, shadow: &ManagedShadow, direction: Direction, start: Start, repository: &Repository) -> Feed {
-        let adapter = Arc::new(Adapter::new(self.database.name.clone(), shadow.name(), repository.clone(), shadow.auto_approve.clone()));
+        let adapter = Adapter::new(self.database.name.clone(), shadow.name(), repository.clone(), shadow.auto_approve.clone());
+        let adapter = Arc::new(if direction == Direction::Reverse { adapter.reversed() } else { adapter });
         let feed = Feed::start(self.feed_spec(shadow, direction), start, adapter.clone(), repository.clone(), shadow.fault.clone());
         shadow.route.freshness.store(Some(Arc::new(Box::new(FeedFreshness(feed.clone())))));
         *lock(&shadow.adapter) = Some(adapter);

@@ -23,7 +23,8 @@ impl Samples {
     }
 
     fn latency(&mut self, name: &'static str, help: &'static str, labels: &[(&'static str, &str)], summary: &LatencySummary) {
-        let quantiles = [("0.5", summary.p50_us), ("0.9", summary.p90_us), ("0.99", summary.p99_us), ("0.999", summary.p999_us), ("1", summary.max_us)];
+        let quantiles =
+            [("0.5", summary.p50_us), ("0.9", summary.p90_us), ("0.99", summary.p99_us), ("0.999", summary.p999_us), ("1", summary.max_us)];
         for (quantile, micros) in quantiles {
             let mut labels = labels.to_vec();
             labels.push(("quantile", quantile));
@@ -59,22 +60,54 @@ impl Controller {
         let with = |label: &'static str, value: &'static str| [labels[0], labels[1], (label, value)];
         samples.gauge("understudy_traffic_sample_reads_percent", "Share of reads copied", &labels, shadow.sample_reads);
         samples.gauge("understudy_traffic_serve_reads_percent", "Share of reads answered by the shadow", &labels, shadow.serve_reads);
-        samples.gauge("understudy_traffic_healthy", "1 while the shadow is in step and answers", &labels, f64::from(u8::from(shadow.health == "healthy")));
+        samples.gauge(
+            "understudy_traffic_healthy",
+            "1 while the shadow is in step and answers",
+            &labels,
+            f64::from(u8::from(shadow.health == "healthy")),
+        );
         samples.latency("understudy_traffic_owner_latency_seconds", "Owner's side of paired executions", &labels, &shadow.source_latency);
         samples.latency("understudy_traffic_shadow_latency_seconds", "Shadow's side of paired executions", &labels, &shadow.shadow_latency);
         let compare = &shadow.compare;
-        for (verdict, number) in [("same", compare.same), ("different", compare.different), ("undecided", compare.undecided), ("dropped", compare.dropped)] {
+        for (verdict, number) in
+            [("same", compare.same), ("different", compare.different), ("undecided", compare.undecided), ("dropped", compare.dropped)]
+        {
             samples.counter("understudy_traffic_comparisons_total", "Sampled reads by verdict", &with("verdict", verdict), number);
         }
         let rehearsal = &shadow.rehearsal;
-        samples.counter("understudy_traffic_rehearsed_transactions_total", "Write transactions rehearsed and rolled back", &labels, rehearsal.transactions);
-        samples.counter("understudy_traffic_rehearsal_errors_total", "Rehearsed statements that failed on the shadow only", &labels, rehearsal.errors);
-        samples.counter("understudy_traffic_rehearsal_mismatches_total", "Rehearsed statements with another command tag", &labels, rehearsal.tag_mismatches);
+        samples.counter(
+            "understudy_traffic_rehearsed_transactions_total",
+            "Write transactions rehearsed and rolled back",
+            &labels,
+            rehearsal.transactions,
+        );
+        samples.counter(
+            "understudy_traffic_rehearsal_errors_total",
+            "Rehearsed statements that failed on the shadow only",
+            &labels,
+            rehearsal.errors,
+        );
+        samples.counter(
+            "understudy_traffic_rehearsal_mismatches_total",
+            "Rehearsed statements with another command tag",
+            &labels,
+            rehearsal.tag_mismatches,
+        );
         let served = &shadow.served;
         for (outcome, number) in [("served", served.reads), ("fallback", served.fallbacks), ("fenced", served.fenced)] {
-            samples.counter("understudy_traffic_served_reads_total", "Reads meant for the shadow by outcome", &with("outcome", outcome), number);
+            samples.counter(
+                "understudy_traffic_served_reads_total",
+                "Reads meant for the shadow by outcome",
+                &with("outcome", outcome),
+                number,
+            );
         }
-        samples.counter("understudy_traffic_reverts_total", "Times that serving went back by itself or by command", &labels, shadow.revert.as_ref().map_or(0, |revert| revert.count));
+        samples.counter(
+            "understudy_traffic_reverts_total",
+            "Times that serving went back by itself or by command",
+            &labels,
+            shadow.revert.as_ref().map_or(0, |revert| revert.count),
+        );
         let feed = &shadow.feed;
         samples.counter("understudy_cdc_changes_total", "Row changes applied", &labels, feed.changes);
         samples.counter("understudy_cdc_transactions_total", "Transactions applied", &labels, feed.transactions);

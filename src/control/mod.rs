@@ -16,12 +16,7 @@ mod watch;
 pub use managed::{Managed, ManagedShadow};
 pub use start::{StartError, run};
 
-use crate::{
-    config::Config,
-    metadata::Repository,
-    session::FrontDoor,
-    traffic::copies::ByteBudget,
-};
+use crate::{config::Config, metadata::Repository, session::FrontDoor, traffic::copies::ByteBudget};
 use arc_swap::ArcSwap;
 use std::{path::PathBuf, sync::Arc, time::Instant};
 use tokio::sync::Notify;
@@ -44,8 +39,10 @@ pub struct Controller {
     pub started: Instant,
     /// SHUTDOWN was asked for.
     pub shutdown: Notify,
-    /// Test hooks are allowed (environment variable `UNDERSTUDY_FAULT`).
+    /// The command `FAULT LOSE CHANGE` is allowed (environment variable `UNDERSTUDY_FAULT=lose-change`, for tests).
     pub faults_allowed: bool,
+    /// The cutover step at which the process dies (`UNDERSTUDY_FAULT=crash-at:<step>`, for tests).
+    pub crash_at: Option<String>,
 }
 
 impl std::fmt::Debug for Controller {

@@ -69,7 +69,10 @@ impl Controller {
             (_, _) => changed.adapt.auto_approve = given.adapt.auto_approve,
         }
         if managed.database.route.load().owner == shadow.route.target && section.is_empty() {
-            return Err(CommandError::Refused(format!("{name} owns the writes of {}: it takes no copies and serves everything", managed.database.name)));
+            return Err(CommandError::Refused(format!(
+                "{name} owns the writes of {}: it takes no copies and serves everything",
+                managed.database.name
+            )));
         }
         if key == "serve_reads" && changed.serve_reads > 0.0 && !shadow.route.in_step.load(Ordering::SeqCst) {
             return Err(CommandError::Refused(format!("shadow {name} is not in step with the source: SHOW FEED says why")));
@@ -96,18 +99,25 @@ impl Controller {
         let running = self.config.load();
         let mut fixed = Vec::new();
         let (old, new) = (&running.proxy, &config.proxy);
-        if (old.listen, old.http, &old.metadata, old.shadow_memory_bytes_max) != (new.listen, new.http, &new.metadata, new.shadow_memory_bytes_max) {
+        if (old.listen, old.http, &old.metadata, old.shadow_memory_bytes_max)
+            != (new.listen, new.http, &new.metadata, new.shadow_memory_bytes_max)
+        {
             fixed.push("listen, http, metadata and shadow_memory of [proxy]".to_owned());
         }
         let names = |config: &Config| -> Vec<(String, Vec<String>)> {
-            config.databases.iter().map(|database| (database.name.clone(), database.shadows.iter().map(|shadow| shadow.name.clone()).collect())).collect()
+            config
+                .databases
+                .iter()
+                .map(|database| (database.name.clone(), database.shadows.iter().map(|shadow| shadow.name.clone()).collect()))
+                .collect()
         };
         if names(&running) != names(&config) {
             fixed.push("the list of databases and shadows".to_owned());
         } else {
             for (old, new) in running.databases.iter().zip(&config.databases) {
                 let urls = |database: &config::DatabaseConfig| {
-                    let shadows: Vec<_> = database.shadows.iter().map(|shadow| (shadow.url.clone(), shadow.feed, shadow.hedge_after)).collect();
+                    let shadows: Vec<_> =
+                        database.shadows.iter().map(|shadow| (shadow.url.clone(), shadow.feed, shadow.hedge_after)).collect();
                     (database.source.clone(), shadows)
                 };
                 if urls(old) != urls(new) {
@@ -116,7 +126,10 @@ impl Controller {
             }
         }
         if !fixed.is_empty() {
-            return Err(format!("{} cannot change in a running process: undo that edit, or restart. The running settings stay", fixed.join("; ")));
+            return Err(format!(
+                "{} cannot change in a running process: undo that edit, or restart. The running settings stay",
+                fixed.join("; ")
+            ));
         }
         for (managed, database) in self.databases.iter().zip(&config.databases) {
             managed.database.set_users(database.users.clone());
@@ -144,7 +157,14 @@ impl Controller {
             }
             known = now;
             if let Err(error) = self.reload() {
-                self.repository.record(Severity::Alert, "config", "", "", &format!("an edit of the configuration was refused: {error}"), json!({}));
+                self.repository.record(
+                    Severity::Alert,
+                    "config",
+                    "",
+                    "",
+                    &format!("an edit of the configuration was refused: {error}"),
+                    json!({}),
+                );
             }
         }
     }

@@ -1,6 +1,10 @@
 //! The tables of `SHOW`.
 
-use super::{Controller, managed::lock, state::{database_state, feed_state}};
+use super::{
+    Controller,
+    managed::lock,
+    state::{database_state, feed_state},
+};
 use crate::{
     console::{Answer, CommandError, command::Topic},
     monitor::LatencySummary,
@@ -81,7 +85,15 @@ impl Controller {
     fn show_databases(&self) -> Answer {
         let rows = self.databases.iter().map(|managed| {
             let state = database_state(managed);
-            row([json!(state.name), json!(state.owner), json!(state.epoch), json!(state.source_url), json!(state.shadows.len()), json!(state.clients), json!(state.held)])
+            row([
+                json!(state.name),
+                json!(state.owner),
+                json!(state.epoch),
+                json!(state.source_url),
+                json!(state.shadows.len()),
+                json!(state.clients),
+                json!(state.held),
+            ])
         });
         table(&["database", "owner", "epoch", "source", "shadows", "clients", "held"], rows.collect())
     }
@@ -107,7 +119,19 @@ impl Controller {
             }
         }
         table(
-            &["database", "shadow", "url", "health", "feed", "lag_ms", "sample_reads", "serve_reads", "mirror_writes", "shift", "last_revert"],
+            &[
+                "database",
+                "shadow",
+                "url",
+                "health",
+                "feed",
+                "lag_ms",
+                "sample_reads",
+                "serve_reads",
+                "mirror_writes",
+                "shift",
+                "last_revert",
+            ],
             rows,
         )
     }
@@ -145,7 +169,9 @@ impl Controller {
                     let client = super::commands::connect(&target.url, "understudy servers").await.map_err(|error| error.to_string())?;
                     crate::monitor::sample(&client).await.map_err(|error| error.to_string())
                 };
-                let found = tokio::time::timeout(std::time::Duration::from_secs(3), sample).await.unwrap_or_else(|_| Err("no answer within 3 s".into()));
+                let found = tokio::time::timeout(std::time::Duration::from_secs(3), sample)
+                    .await
+                    .unwrap_or_else(|_| Err("no answer within 3 s".into()));
                 let (sample, error) = match found {
                     Ok(sample) => (json!(sample), Value::Null),
                     Err(error) => (Value::Null, json!(error)),
@@ -159,7 +185,13 @@ impl Controller {
     fn show_pools(&self) -> Answer {
         let rows = self.databases.iter().map(|managed| {
             let database = &managed.database;
-            row([json!(database.name), json!("session"), json!(database.clients()), json!(database.gate.active()), json!(database.gate.is_closed())])
+            row([
+                json!(database.name),
+                json!("session"),
+                json!(database.clients()),
+                json!(database.gate.active()),
+                json!(database.gate.is_closed()),
+            ])
         });
         table(&["database", "mode", "clients", "in_transaction", "held"], rows.collect())
     }
@@ -171,7 +203,10 @@ impl Controller {
             values.extend(latency(&state.latency));
             values
         });
-        table(&["database", "requests", "transactions", "errors", "count", "p50_ms", "p90_ms", "p99_ms", "p999_ms", "max_ms"], rows.collect())
+        table(
+            &["database", "requests", "transactions", "errors", "count", "p50_ms", "p90_ms", "p99_ms", "p999_ms", "max_ms"],
+            rows.collect(),
+        )
     }
 
     fn show_routes(&self) -> Answer {
@@ -179,10 +214,24 @@ impl Controller {
         for managed in &self.databases {
             let route = managed.database.route.load();
             let served: f64 = route.shadows.iter().map(|shadow| shadow.serve_reads.get()).sum();
-            rows.push(row([json!(managed.database.name), json!(route.owner.name), json!("all"), json!((100.0 - served).max(0.0)), json!(0.0), json!("off")]));
+            rows.push(row([
+                json!(managed.database.name),
+                json!(route.owner.name),
+                json!("all"),
+                json!((100.0 - served).max(0.0)),
+                json!(0.0),
+                json!("off"),
+            ]));
             for shadow in &route.shadows {
                 let rehearse = if shadow.rehearse.load(Ordering::SeqCst) { "rehearse" } else { "off" };
-                rows.push(row([json!(managed.database.name), json!(shadow.target.name), json!("none"), json!(shadow.serve_reads.get()), json!(shadow.sample_reads.get()), json!(rehearse)]));
+                rows.push(row([
+                    json!(managed.database.name),
+                    json!(shadow.target.name),
+                    json!("none"),
+                    json!(shadow.serve_reads.get()),
+                    json!(shadow.sample_reads.get()),
+                    json!(rehearse),
+                ]));
             }
         }
         table(&["database", "server", "writes", "reads_percent", "sampled_percent", "mirrored_writes"], rows)
@@ -223,11 +272,19 @@ impl Controller {
         let mut rows = Vec::new();
         for managed in &self.databases {
             for shadow in database_state(managed).shadows {
-                let lists = [("comparison", &shadow.compare.reasons), ("rehearsal", &shadow.rehearsal.undecided), ("left out", &shadow.rehearsal.left_out)];
+                let lists = [
+                    ("comparison", &shadow.compare.reasons),
+                    ("rehearsal", &shadow.rehearsal.undecided),
+                    ("left out", &shadow.rehearsal.left_out),
+                ];
                 for (kind, reasons) in lists {
-                    rows.extend(reasons.iter().map(|(reason, number)| row([json!(shadow.name), json!(kind), json!(number), json!(reason)])));
+                    rows.extend(
+                        reasons.iter().map(|(reason, number)| row([json!(shadow.name), json!(kind), json!(number), json!(reason)])),
+                    );
                 }
-                for (kind, examples) in [("example of a comparison", &shadow.compare.examples), ("example of a rehearsal", &shadow.rehearsal.examples)] {
+                for (kind, examples) in
+                    [("example of a comparison", &shadow.compare.examples), ("example of a rehearsal", &shadow.rehearsal.examples)]
+                {
                     rows.extend(examples.iter().map(|example| row([json!(shadow.name), json!(kind), Value::Null, json!(example)])));
                 }
             }
@@ -261,8 +318,22 @@ impl Controller {
             }
         }
         let columns = [
-            "database", "shadow", "direction", "state", "applied_lsn", "received_lsn", "lag_ms", "transactions", "changes", "copied_rows",
-            "rows_estimated", "copied_bytes", "copy_seconds_left", "held_tables", "findings", "finding_examples",
+            "database",
+            "shadow",
+            "direction",
+            "state",
+            "applied_lsn",
+            "received_lsn",
+            "lag_ms",
+            "transactions",
+            "changes",
+            "copied_rows",
+            "rows_estimated",
+            "copied_bytes",
+            "copy_seconds_left",
+            "held_tables",
+            "findings",
+            "finding_examples",
         ];
         table(&columns, rows)
     }
@@ -274,22 +345,47 @@ impl Controller {
             for shadow in &managed.shadows {
                 let adapter = lock(&shadow.adapter).clone();
                 let Some(adapter) = adapter else {
-                    rows.push(row([json!(shadow.name()), Value::Null, Value::Null, Value::Null, json!("not started: SHADOW START")]));
+                    rows.push(row([
+                        json!(shadow.name()),
+                        Value::Null,
+                        json!("not started: SHADOW START"),
+                        Value::Null,
+                        Value::Null,
+                        Value::Null,
+                    ]));
                     continue;
                 };
-                let source = super::commands::connect(&managed.config.load().source, "understudy drift").await.map_err(|error| failed(error.to_string()))?;
-                let target = super::commands::connect(&shadow.config.load().url, "understudy drift").await.map_err(|error| failed(error.to_string()))?;
+                let source = super::commands::connect(&managed.config.load().source, "understudy drift")
+                    .await
+                    .map_err(|error| failed(error.to_string()))?;
+                let target = super::commands::connect(&shadow.config.load().url, "understudy drift")
+                    .await
+                    .map_err(|error| failed(error.to_string()))?;
                 for found in adapter.drift(&source, &target).await.map_err(|error| failed(error.to_string()))? {
                     let found = serde_json::to_value(found).unwrap_or_default();
                     let field = |name: &str| found.get(name).cloned().unwrap_or(Value::Null);
-                    rows.push(row([json!(shadow.name()), field("object"), field("source"), field("shadow"), field("note")]));
+                    rows.push(row([
+                        json!(shadow.name()),
+                        field("object"),
+                        field("kind"),
+                        field("source"),
+                        field("shadow"),
+                        field("proposal"),
+                    ]));
                 }
             }
         }
         if !only_differences && rows.is_empty() {
-            rows.push(row([Value::Null, json!("all"), Value::Null, Value::Null, json!("source and shadow have the same schema")]));
+            rows.push(row([
+                Value::Null,
+                json!("all"),
+                json!("source and shadow have the same schema"),
+                Value::Null,
+                Value::Null,
+                Value::Null,
+            ]));
         }
-        Ok(table(&["shadow", "object", "source", "shadow_has", "note"], rows))
+        Ok(table(&["shadow", "object", "kind", "source_has", "shadow_has", "proposal"], rows))
     }
 
     fn show_proposals(&self) -> Result<Answer, CommandError> {
@@ -312,15 +408,37 @@ impl Controller {
                 json!(proposal.note),
             ])
         });
-        let columns =
-            ["id", "shadow", "state", "object", "change", "confidence", "why", "loses_data", "holds_table", "sql", "if_rejected", "decided_by", "note"];
+        let columns = [
+            "id",
+            "shadow",
+            "state",
+            "object",
+            "change",
+            "confidence",
+            "why",
+            "loses_data",
+            "holds_table",
+            "sql",
+            "if_rejected",
+            "decided_by",
+            "note",
+        ];
         Ok(table(&columns, rows.collect()))
     }
 
     fn show_events(&self, alerts_only: bool) -> Result<Answer, CommandError> {
         let events = self.repository.events(0, EVENTS_MAX, alerts_only).map_err(|error| CommandError::Failed(error.to_string()))?;
         let rows = events.into_iter().map(|event| {
-            row([json!(event.id), json!(event.at_ms), json!(event.severity), json!(event.component), json!(event.database), json!(event.shadow), json!(event.message), event.data])
+            row([
+                json!(event.id),
+                json!(event.at_ms),
+                json!(event.severity),
+                json!(event.component),
+                json!(event.database),
+                json!(event.shadow),
+                json!(event.message),
+                event.data,
+            ])
         });
         Ok(table(&["id", "at_ms", "severity", "component", "database", "shadow", "message", "data"], rows.collect()))
     }
@@ -330,7 +448,16 @@ impl Controller {
         for managed in &self.databases {
             if let Some(state) = lock(&managed.cutover).clone() {
                 for (step, ms) in &state.steps {
-                    rows.push(row([json!(managed.database.name), json!(state.kind), json!(state.from), json!(state.to), json!(step), json!(ms), json!(state.state), json!(state.pause_ms)]));
+                    rows.push(row([
+                        json!(managed.database.name),
+                        json!(state.kind),
+                        json!(state.from),
+                        json!(state.to),
+                        json!(step),
+                        json!(ms),
+                        json!(state.state),
+                        json!(state.pause_ms),
+                    ]));
                 }
             }
         }

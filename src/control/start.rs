@@ -47,7 +47,9 @@ pub enum StartError {
         source: std::io::Error,
     },
     /// A server could not be reached.
-    #[error("cannot connect to {which} of database {database} at {url}: {reason}. Check the url, the server and its pg_hba.conf; `understudy check` says more")]
+    #[error(
+        "cannot connect to {which} of database {database} at {url}: {reason}. Check the url, the server and its pg_hba.conf; `understudy check` says more"
+    )]
     Server {
         /// `the source`, or the shadow that owns the writes.
         which: String,
@@ -62,7 +64,9 @@ pub enum StartError {
     #[error("{0}")]
     Metadata(#[from] MetadataError),
     /// A cutover that a crash interrupted could not be finished or taken back.
-    #[error("a cutover of {database} was interrupted and could not be finished or taken back: {reason}. Both servers must be reachable; then start understudy again")]
+    #[error(
+        "a cutover of {database} was interrupted and could not be finished or taken back: {reason}. Both servers must be reachable; then start understudy again"
+    )]
     Recovery {
         /// Name.
         database: String,
@@ -70,7 +74,9 @@ pub enum StartError {
         reason: String,
     },
     /// The configuration no longer names the owner.
-    #[error("shadow {shadow} owns the writes of {database} since a cutover, but the configuration does not name it: put it back, or make it the source")]
+    #[error(
+        "shadow {shadow} owns the writes of {database} since a cutover, but the configuration does not name it: put it back, or make it the source"
+    )]
     OwnerMissing {
         /// Name.
         database: String,
@@ -109,6 +115,7 @@ pub async fn run(path: &Path) -> Result<(), StartError> {
         budget,
         started: Instant::now(),
         shutdown: Notify::new(),
+        crash_at: std::env::var("UNDERSTUDY_FAULT").ok().and_then(|fault| fault.strip_prefix("crash-at:").map(str::to_owned)),
         faults_allowed: std::env::var("UNDERSTUDY_FAULT").is_ok_and(|fault| fault == "lose-change"),
         config: ArcSwap::from_pointee(config),
     });
@@ -207,7 +214,8 @@ async fn open(config: &DatabaseConfig, repository: &Repository, budget: &Arc<Byt
     let client = super::commands::connect(owner_url, "understudy start").await.map_err(|error| unreachable(reason(&error)))?;
     let facts = CatalogFacts::load(&client).await.map_err(|error| unreachable(reason(&error)))?;
     let managed = Managed::new(config, facts, &stored.owner, stored.epoch, budget);
-    let recovery = recover_cutover(&managed, repository).await.map_err(|reason| StartError::Recovery { database: config.name.clone(), reason })?;
+    let recovery =
+        recover_cutover(&managed, repository).await.map_err(|reason| StartError::Recovery { database: config.name.clone(), reason })?;
     Ok((managed, recovery))
 }
 
@@ -263,7 +271,8 @@ fn resume(controller: &Arc<Controller>, managed: &Arc<Managed>, recovery: Recove
         if let Some(shadow) = managed.shadows.iter().find(|found| found.name() == shadow) {
             managed.start_feed(shadow, direction, start, &controller.repository);
         }
-        recover::journal(&controller.repository, name, run, "done").map_err(|reason| StartError::Recovery { database: name.clone(), reason })?;
+        recover::journal(&controller.repository, name, run, "done")
+            .map_err(|reason| StartError::Recovery { database: name.clone(), reason })?;
         recovered = Some(shadow);
     }
     for shadow in &managed.shadows {
@@ -273,7 +282,11 @@ fn resume(controller: &Arc<Controller>, managed: &Arc<Managed>, recovery: Recove
         }
         let direction = if shadow.route.target == owner { Direction::Reverse } else { Direction::Forward };
         // a copy that was interrupted is started over; a finished one goes on from its stored progress
-        let start = if direction == Direction::Forward && owner.name == "source" && controller.repository.last_run(name)?.is_empty() { Start::Copy } else { Start::Resume };
+        let start = if direction == Direction::Forward && owner.name == "source" && controller.repository.last_run(name)?.is_empty() {
+            Start::Copy
+        } else {
+            Start::Resume
+        };
         managed.start_feed(shadow, direction, start, &controller.repository);
     }
     Ok(())

@@ -106,7 +106,12 @@ fn shadow_state(managed: &Managed, shadow: &ManagedShadow) -> ShadowState {
             left_out: seen.left_out.counts(),
             examples: seen.rehearsal_reasons.examples(),
         },
-        served: ServedState { reads: seen.served.get(), fallbacks: seen.fallbacks.get(), fenced: seen.fenced.get(), candidates: seen.candidates.get() },
+        served: ServedState {
+            reads: seen.served.get(),
+            fallbacks: seen.fallbacks.get(),
+            fenced: seen.fenced.get(),
+            candidates: seen.candidates.get(),
+        },
         revert: lock(&shadow.reverted).clone(),
         queries: seen.profile.top(QUERIES_MAX),
     }

@@ -106,7 +106,8 @@ async fn judge_and_climb(controller: Arc<Controller>, managed: Arc<Managed>, sha
     loop {
         interval.tick().await;
         let max_lag = shadow.config.load().revert.max_lag;
-        let in_step = shadow.feed().is_some_and(|(feed, direction)| direction == Direction::Forward && feed.is_streaming() && feed.lag() <= max_lag);
+        let in_step =
+            shadow.feed().is_some_and(|(feed, direction)| direction == Direction::Forward && feed.is_streaming() && feed.lag() <= max_lag);
         let was_in_step = shadow.route.in_step.swap(in_step, Ordering::SeqCst);
         let serving = shadow.route.serve_reads.get();
         if serving <= 0.0 {
@@ -190,6 +191,8 @@ async fn look_for_drift(
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let source = super::commands::connect(&managed.config.load().source, "understudy drift").await?;
     let target = super::commands::connect(&shadow.config.load().url, "understudy drift").await?;
+    // rows that came since a column was filled get their values, too
+    adapter.refill(&target).await?;
     for id in adapter.shadow_drift(&source, &target).await? {
         let proposal = controller.repository.proposal(id)?;
         let allowed = proposal.draft.confidence >= shadow.config.load().adapt.auto_approve && !proposal.draft.loses_data;
@@ -198,7 +201,8 @@ async fn look_for_drift(
             let note = format!("{rows} rows filled");
             controller.repository.decide(id, ProposalState::AutoApplied, "policy", &proposal.draft.sql.join(";\n"), &note)?;
         } else {
-            let message = format!("proposal {id} waits: {}. Look: SHOW PROPOSALS; decide: APPROVE {id} or REJECT {id}", proposal.draft.change);
+            let message =
+                format!("proposal {id} waits: {}. Look: SHOW PROPOSALS; decide: APPROVE {id} or REJECT {id}", proposal.draft.change);
             let data = serde_json::json!({"proposal": id, "confidence": proposal.draft.confidence});
             controller.repository.record(Severity::Warning, "schema", &managed.database.name, &shadow.name(), &message, data);
         }

@@ -56,7 +56,14 @@ pub fn judge(journal: &[JournalEntry]) -> Unfinished {
 ///
 /// # Errors
 /// A sentence; the next start tries again.
-pub async fn take_back(repository: &Repository, database: &str, run: i64, from: &Target, to: &Target, opposite: &FeedSpec) -> Result<(), String> {
+pub async fn take_back(
+    repository: &Repository,
+    database: &str,
+    run: i64,
+    from: &Target,
+    to: &Target,
+    opposite: &FeedSpec,
+) -> Result<(), String> {
     let client = switch::connect(from).await?;
     switch::writable(&client, from, true).await?;
     if to.name == "source" {

@@ -6,10 +6,7 @@ use crate::{
     console::state::CutoverState,
     lsn::Lsn,
     metadata::{Owner, Repository, Severity},
-    traffic::{
-        database::Database,
-        route::Target,
-    },
+    traffic::{database::Database, route::Target},
 };
 use serde_json::json;
 use std::{
@@ -55,6 +52,8 @@ pub struct Switch {
     pub publish: Box<dyn Fn(Arc<Target>, i64, Option<Arc<Target>>) + Send + Sync>,
     /// Starts the opposite feed from a marker.
     pub start_opposite: Box<dyn Fn(String) + Send + Sync>,
+    /// For tests: the name of the step at which the process dies, as if killed.
+    pub crash_at: Option<String>,
     /// Keeps the state that operators see.
     pub report: Box<dyn Fn(CutoverState) + Send + Sync>,
 }
@@ -81,7 +80,13 @@ impl Switch {
         for session in &self.database.sessions {
             let pins = session.immovable();
             if !pins.is_empty() {
-                found.push(format!("session {} of {} from {} cannot be moved: {}", session.id, session.user, session.peer, pins.join(", ")));
+                found.push(format!(
+                    "session {} of {} from {} cannot be moved: {}",
+                    session.id,
+                    session.user,
+                    session.peer,
+                    pins.join(", ")
+                ));
             }
         }
         for target in [&self.from, &self.to] {
@@ -90,7 +95,9 @@ impl Switch {
             }
         }
         if let Ok(client) = connect(&self.from).await {
-            let prepared = client.query_one("SELECT count(*) FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database()", &[]).await;
+            let prepared = client
+                .query_one("SELECT count(*) FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database()", &[])
+                .await;
             if let Ok(count) = prepared.and_then(|row| row.try_get::<_, i64>(0))
                 && count > 0
             {
@@ -107,10 +114,16 @@ impl Switch {
     pub async fn run(&self) -> Result<CutoverState, CutoverError> {
         let obstacles = self.obstacles().await;
         if !obstacles.is_empty() {
-            return Err(CutoverError::Refused(format!("{} of {} is not possible now: {}", self.kind, self.database.name, obstacles.join("; "))));
+            return Err(CutoverError::Refused(format!(
+                "{} of {} is not possible now: {}",
+                self.kind,
+                self.database.name,
+                obstacles.join("; ")
+            )));
         }
         let run = self.repository.next_run(&self.database.name).map_err(|error| CutoverError::Refused(error.to_string()))?;
-        let state = CutoverState { kind: self.kind.into(), from: self.from.name.clone(), to: self.to.name.clone(), ..CutoverState::default() };
+        let state =
+            CutoverState { kind: self.kind.into(), from: self.from.name.clone(), to: self.to.name.clone(), ..CutoverState::default() };
         let mut progress = Progress { began: Instant::now(), state, run };
         let marker = format!("{}-{}-{}", self.database.name, run, self.kind);
         let old_epoch = self.database.route.load().epoch;
@@ -126,6 +139,10 @@ impl Switch {
     fn enter(&self, progress: &mut Progress, step: Step, data: serde_json::Value) -> Result<(), Failure> {
         self.repository.journal(&self.database.name, progress.run, step.name(), data).map_err(|error| (step, error.to_string()))?;
         self.note(progress, step);
+        if self.crash_at.as_deref() == Some(step.name()) {
+            // a test's kill -9, at a moment that only we can hit
+            std::process::abort();
+        }
         Ok(())
     }
 
@@ -139,7 +156,11 @@ impl Switch {
     /// many changes the feed had applied at the marker.
     async fn until_flip(&self, progress: &mut Progress, marker: &str) -> Result<(Client, Instant, u64), Failure> {
         let at = |step: Step| move |error: String| (step, error);
-        self.enter(progress, Step::ArmOppositeFeed, json!({"kind": self.kind, "shadow": self.shadow, "from": self.from.name, "to": self.to.name, "marker": marker}))?;
+        self.enter(
+            progress,
+            Step::ArmOppositeFeed,
+            json!({"kind": self.kind, "shadow": self.shadow, "from": self.from.name, "to": self.to.name, "marker": marker}),
+        )?;
         let on_to = connect(&self.to).await.map_err(at(Step::ArmOppositeFeed))?;
         writable(&on_to, &self.to, true).await.map_err(at(Step::ArmOppositeFeed))?;
         cdc::arm(&self.opposite).await.map_err(|error| (Step::ArmOppositeFeed, error.to_string()))?;
@@ -168,7 +189,10 @@ impl Switch {
         writable(&on_from, &self.from, false).await.map_err(at(Step::Fence))?;
         // a short deadlock_timeout makes an autovacuum that stands in the way give up at once (superusers only)
         let _ = locks.batch_execute("SET deadlock_timeout = '10ms'").await;
-        locks.batch_execute(&format!("SET lock_timeout = '{LOCK_TIMEOUT}'; BEGIN; {tables}")).await.map_err(|error| (Step::Fence, detail(&error)))?;
+        locks
+            .batch_execute(&format!("SET lock_timeout = '{LOCK_TIMEOUT}'; BEGIN; {tables}"))
+            .await
+            .map_err(|error| (Step::Fence, detail(&error)))?;
 
         self.enter(progress, Step::Marker, json!({}))?;
         let behind = cdc::emit_marker(&on_from, marker).await.map_err(|error| (Step::Marker, error.to_string()))?;
@@ -183,7 +207,14 @@ impl Switch {
         Ok((locks, held_at, changes))
     }
 
-    async fn after_flip(&self, mut progress: Progress, marker: String, locks: Client, held_at: Instant, changes: u64) -> Result<CutoverState, CutoverError> {
+    async fn after_flip(
+        &self,
+        mut progress: Progress,
+        marker: String,
+        locks: Client,
+        held_at: Instant,
+        changes: u64,
+    ) -> Result<CutoverState, CutoverError> {
         let owner = match self.repository.flip(&self.database.name, progress.run, &self.next) {
             Ok(ownership) => ownership,
             Err(error) => {
@@ -194,6 +225,9 @@ impl Switch {
             }
         };
         self.note(&mut progress, Step::Flip);
+        if self.crash_at.as_deref() == Some(Step::Flip.name()) {
+            std::process::abort();
+        }
         (self.publish)(self.to.clone(), owner.epoch, None);
         self.database.gate.open();
         progress.state.pause_ms = held_at.elapsed().as_secs_f64() * 1000.0;
@@ -208,15 +242,32 @@ impl Switch {
                     self.to.name,
                     self.database.name,
                     progress.state.pause_ms,
-                    if self.next == Owner::Source { format!("CUTOVER {}", self.shadow) } else { format!("ROLLBACK {}", self.database.name) }
+                    if self.next == Owner::Source {
+                        format!("CUTOVER {}", self.shadow)
+                    } else {
+                        format!("ROLLBACK {}", self.database.name)
+                    }
                 );
-                self.repository.record(Severity::Info, "cutover", &self.database.name, &self.shadow, &message, json!({"pause_ms": progress.state.pause_ms, "epoch": owner.epoch}));
+                self.repository.record(
+                    Severity::Info,
+                    "cutover",
+                    &self.database.name,
+                    &self.shadow,
+                    &message,
+                    json!({"pause_ms": progress.state.pause_ms, "epoch": owner.epoch}),
+                );
                 Ok(progress.state)
             }
             Err((step, reason)) => {
                 progress.state.state = format!("unfinished: {reason}");
                 (self.report)(progress.state.clone());
-                let message = format!("{}: {} owns the writes of {}, but step {} failed: {reason}. Restarting understudy repeats it", self.kind, self.to.name, self.database.name, step.name());
+                let message = format!(
+                    "{}: {} owns the writes of {}, but step {} failed: {reason}. Restarting understudy repeats it",
+                    self.kind,
+                    self.to.name,
+                    self.database.name,
+                    step.name()
+                );
                 self.repository.record(Severity::Alert, "cutover", &self.database.name, &self.shadow, &message, json!({}));
                 Err(CutoverError::Unfinished { step: step.name(), reason, owner: self.to.name.clone() })
             }
@@ -290,7 +341,12 @@ impl Switch {
             for session in &self.database.sessions {
                 if !session.standby_ready.load(Ordering::SeqCst) {
                     let reason = session.attach_error.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
-                    missing.push(format!("session {} of {} ({})", session.id, session.user, reason.unwrap_or_else(|| "not yet connected".into())));
+                    missing.push(format!(
+                        "session {} of {} ({})",
+                        session.id,
+                        session.user,
+                        reason.unwrap_or_else(|| "not yet connected".into())
+                    ));
                 }
             }
             if missing.is_empty() {
@@ -318,7 +374,9 @@ pub(super) async fn connect(target: &Target) -> Result<Client, String> {
     let (client, connection) = target.url.to_tokio("understudy cutover").connect(NoTls).await.map_err(|error| detail(&error))?;
     tokio::spawn(connection);
     client
-        .batch_execute("SET default_transaction_read_only = off; SET statement_timeout = '30s'; SET idle_in_transaction_session_timeout = 0")
+        .batch_execute(
+            "SET default_transaction_read_only = off; SET statement_timeout = '30s'; SET idle_in_transaction_session_timeout = 0",
+        )
         .await
         .map_err(|error| detail(&error))?;
     Ok(client)

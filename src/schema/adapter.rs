@@ -98,6 +98,8 @@ impl Memory {
 pub struct Adapter {
     pub(super) database: String,
     pub(super) shadow: String,
+    /// Where the memory is kept in the repository: its place in the stream is this feed's own.
+    side: String,
     pub(super) repository: Repository,
     auto_approve: Arc<arc_swap::ArcSwap<f64>>,
     pub(super) memory: tokio::sync::Mutex<Option<Memory>>,
@@ -117,6 +119,7 @@ impl Adapter {
     /// An engine for `shadow` of `database`. `auto_approve` is read anew for every message.
     pub fn new(database: String, shadow: String, repository: Repository, auto_approve: Arc<arc_swap::ArcSwap<f64>>) -> Self {
         Adapter {
+            side: format!("source@{shadow}"),
             database,
             shadow,
             repository,
@@ -132,9 +135,33 @@ impl Adapter {
         **self.auto_approve.load()
     }
 
-    /// Where the memory is kept in the repository: its place in the stream is this shadow's own.
-    fn side(&self) -> String {
-        format!("source@{}", self.shadow)
+    /// The same engine for the way back, where the shadow is the owner: with a memory of its own.
+    #[must_use]
+    pub fn reversed(self) -> Self {
+        Adapter { side: format!("{0}@{0}", self.shadow), ..self }
+    }
+
+    /// The owner's schema is known from an earlier run of this feed.
+    ///
+    /// # Errors
+    /// [`SchemaError`]
+    pub fn has_baseline(&self) -> Result<bool, SchemaError> {
+        Ok(self.repository.newest_schema(&self.database, &self.side)?.is_some())
+    }
+
+    /// The owner has this column, at the engine's place in the stream.
+    ///
+    /// # Errors
+    /// [`SchemaError`]
+    pub async fn knows_column(&self, schema: &str, table: &str, column: &str) -> Result<bool, SchemaError> {
+        let mut guard = self.memory.lock().await;
+        let memory = match guard.take() {
+            Some(memory) => memory,
+            None => self.recall()?,
+        };
+        let memory = guard.insert(memory);
+        let found = memory.catalog.tables.values().find(|known| known.schema == schema && known.name == table);
+        Ok(found.is_some_and(|known| known.columns.iter().any(|known| known.name == column)))
     }
 
     /// Remembers the owner's catalog as it is now, and forgets what was known. To be called when a feed is set up, before its first message.
@@ -150,11 +177,11 @@ impl Adapter {
 
     fn store(&self, memory: &Memory, lsn: Lsn) -> Result<(), SchemaError> {
         let document = serde_json::to_value(memory).map_err(|error| SchemaError::Catalog(error.to_string()))?;
-        Ok(self.repository.store_schema(&self.database, &self.side(), lsn, &document)?)
+        Ok(self.repository.store_schema(&self.database, &self.side, lsn, &document)?)
     }
 
     pub(super) fn recall(&self) -> Result<Memory, SchemaError> {
-        match self.repository.newest_schema(&self.database, &self.side())? {
+        match self.repository.newest_schema(&self.database, &self.side)? {
             Some((_, document)) => serde_json::from_value(document).map_err(|error| SchemaError::Catalog(error.to_string())),
             None => Ok(Memory::default()),
         }

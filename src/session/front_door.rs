@@ -4,7 +4,10 @@ use super::start_up;
 use crate::{
     backend::{self, Stream},
     traffic::database::Database,
-    wire::{backend::put_error, frontend::{STARTUP_BYTES_MAX, Startup}},
+    wire::{
+        backend::put_error,
+        frontend::{STARTUP_BYTES_MAX, Startup},
+    },
 };
 use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
@@ -155,7 +158,8 @@ impl FrontDoor {
                 let name = String::from_utf8_lossy(&name).into_owned();
                 let Some(database) = self.databases.load().get(&name).cloned() else {
                     let hint = "the names are those of [[database]] in proxy.toml; the console is the database \"understudy\"";
-                    return refuse(&mut stream, "3D000", &format!("database \"{name}\" is not served by this understudy"), Some(hint)).await;
+                    return refuse(&mut stream, "3D000", &format!("database \"{name}\" is not served by this understudy"), Some(hint))
+                        .await;
                 };
                 let limit = self.limits.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clients_max;
                 if self.is_closing() {

@@ -23,7 +23,10 @@ use std::{
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
-use tokio::{io::{AsyncReadExt, AsyncWriteExt}, task::JoinHandle};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    task::JoinHandle,
+};
 
 /// After a failed attempt a session leaves a server alone for this long.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
@@ -105,9 +108,7 @@ impl Attachments {
     /// Follows the route: opens what it will need, closes what it no longer names.
     pub fn prepare(&mut self, database: &Arc<Database>, info: &Arc<SessionInfo>, identity: &Arc<Identity>, route: &Route) {
         let wanted = |target: &Arc<Target>| {
-            route.standby.as_ref() == Some(target)
-                || route.owner == *target
-                || route.shadows.iter().any(|shadow| shadow.target == *target)
+            route.standby.as_ref() == Some(target) || route.owner == *target || route.shadows.iter().any(|shadow| shadow.target == *target)
         };
         self.ready.retain(|attachment| wanted(&attachment.target));
         self.opening.retain(|(target, opening)| {
@@ -127,7 +128,14 @@ impl Attachments {
     }
 
     /// Starts opening a connection in the background, unless there is one.
-    pub fn open(&mut self, database: &Arc<Database>, info: &Arc<SessionInfo>, identity: &Arc<Identity>, target: &Arc<Target>, standby: bool) {
+    pub fn open(
+        &mut self,
+        database: &Arc<Database>,
+        info: &Arc<SessionInfo>,
+        identity: &Arc<Identity>,
+        target: &Arc<Target>,
+        standby: bool,
+    ) {
         if self.ready.iter().any(|attachment| attachment.target == *target) {
             if standby {
                 info.standby_ready.store(true, Ordering::SeqCst);
@@ -238,7 +246,13 @@ impl Relay {
             if Instant::now() > deadline {
                 let reason = self.info.attach_error.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
                 tracing::error!(session = self.info.id, user = %self.info.user, owner = %route.owner.name, ?reason, "a session cannot follow the owner of the writes");
-                wire::backend::put_error(&mut self.to_client, "FATAL", "08006", "understudy moved this database and cannot log this session in at the new server", None);
+                wire::backend::put_error(
+                    &mut self.to_client,
+                    "FATAL",
+                    "08006",
+                    "understudy moved this database and cannot log this session in at the new server",
+                    None,
+                );
                 return Err(io::ErrorKind::ConnectionAborted.into());
             }
             self.attachments.open(&self.database, &self.info, &self.identity, &route.owner, false);
@@ -296,7 +310,9 @@ impl Relay {
         )
         .await;
         let channels = ask(&mut self.server.stream, &mut self.server.from, "SELECT * FROM pg_catalog.pg_listening_channels()").await;
-        let prepared = ask(&mut self.server.stream, &mut self.server.from, "SELECT statement FROM pg_catalog.pg_prepared_statements WHERE from_sql").await;
+        let prepared =
+            ask(&mut self.server.stream, &mut self.server.from, "SELECT statement FROM pg_catalog.pg_prepared_statements WHERE from_sql")
+                .await;
         let mut text = String::from("RESET ALL; UNLISTEN *; ");
         for row in settings.iter().flatten() {
             if let [Some(name), Some(setting)] = &row[..] {

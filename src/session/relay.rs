@@ -202,7 +202,8 @@ impl Relay {
 
     /// Waits for whatever can happen next and takes the bytes that came.
     async fn wait(&mut self, held: bool) -> Result<(), io::Error> {
-        let read_client = !self.client_gone && !held && self.to_server.len() < WAITING_BYTES_MAX && self.from_client.len() < 2 * INSPECT_BYTES_MAX;
+        let read_client =
+            !self.client_gone && !held && self.to_server.len() < WAITING_BYTES_MAX && self.from_client.len() < 2 * INSPECT_BYTES_MAX;
         let read_server = !self.server_gone && self.to_client.len() < WAITING_BYTES_MAX;
         let client_interest = interest(read_client, !self.to_client.is_empty() && !self.client_gone);
         let server_interest = interest(read_server, !self.to_server.is_empty() && !self.server_gone);
@@ -583,7 +584,12 @@ impl Relay {
                 remembered.steps.clear();
                 continue;
             }
-            remembered.steps.push(RehearsedStep { operation, class: executed.class, tags: executed.tags, owner_latency: alone.then_some(latency) });
+            remembered.steps.push(RehearsedStep {
+                operation,
+                class: executed.class,
+                tags: executed.tags,
+                owner_latency: alone.then_some(latency),
+            });
         }
     }
 
@@ -605,11 +611,8 @@ impl Relay {
                 observations.left_out.count(reason);
                 continue;
             }
-            let transaction = RehearsedTransaction {
-                identity: self.identity.clone(),
-                steps: remembered.steps.clone(),
-                began_at: remembered.began_at,
-            };
+            let transaction =
+                RehearsedTransaction { identity: self.identity.clone(), steps: remembered.steps.clone(), began_at: remembered.began_at };
             if let Err(dropped) = shadow.queue.offer(self.info.id, Copy::Write(Box::new(transaction))) {
                 observations.left_out.count(dropped.as_str());
             }

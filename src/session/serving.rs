@@ -201,7 +201,9 @@ impl Attachment {
             let message = self.receive().await.map_err(broken)?;
             match message.tag {
                 b'E' => failed = Some(Failure::Answered),
-                b'T' if describes_user_types(&message.body) => failed = Some(Failure::NotServable("answer has types whose oids differ between servers")),
+                b'T' if describes_user_types(&message.body) => {
+                    failed = Some(Failure::NotServable("answer has types whose oids differ between servers"))
+                }
                 b'S' | b'A' => continue, // of this connection, not of the client's
                 b'Z' => {
                     return match failed {
@@ -242,7 +244,9 @@ impl Attachment {
             let message = self.receive().await.map_err(|_| Failure::Broken("connection to the shadow broke"))?;
             match message.tag {
                 b'E' => failure = Some(Failure::Answered),
-                b'T' if describes_user_types(&message.body) => failure = Some(Failure::NotServable("answer has types whose oids differ between servers")),
+                b'T' if describes_user_types(&message.body) => {
+                    failure = Some(Failure::NotServable("answer has types whose oids differ between servers"))
+                }
                 b'Z' => break,
                 _ => {}
             }

@@ -40,7 +40,8 @@ pub(super) struct Client {
 
 /// Serves a client until it ends.
 pub(super) async fn run(door: Arc<FrontDoor>, database: Arc<Database>, client: Client, id: u64) {
-    let find = |name: &[u8]| client.parameters.iter().find(|(key, _)| key == name).map(|(_, value)| String::from_utf8_lossy(value).into_owned());
+    let find =
+        |name: &[u8]| client.parameters.iter().find(|(key, _)| key == name).map(|(_, value)| String::from_utf8_lossy(value).into_owned());
     let info = Arc::new(SessionInfo {
         id,
         peer: client.peer.to_string(),
@@ -62,7 +63,14 @@ pub(super) async fn run(door: Arc<FrontDoor>, database: Arc<Database>, client: C
     database.sessions.remove(&id);
 }
 
-async fn serve(door: &Arc<FrontDoor>, database: &Arc<Database>, mut client: Client, info: Arc<SessionInfo>, key: &(i32, Bytes), replication: bool) {
+async fn serve(
+    door: &Arc<FrontDoor>,
+    database: &Arc<Database>,
+    mut client: Client,
+    info: Arc<SessionInfo>,
+    key: &(i32, Bytes),
+    replication: bool,
+) {
     let (stream, owner, epoch) = match reach(database).await {
         Ok(reached) => reached,
         Err(error) => {

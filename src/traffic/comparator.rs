@@ -135,7 +135,9 @@ impl Worker {
         };
         let verdict = match (read.answer.difference(&answer, read.class.ordered), &answer.sqlstate) {
             (None, _) => Verdict::Same,
-            (Some(Difference::Sqlstate), Some(code)) if is_of_the_server(code) => Verdict::FailedOnShadow(format!("failed on the shadow: SQLSTATE {code}")),
+            (Some(Difference::Sqlstate), Some(code)) if is_of_the_server(code) => {
+                Verdict::FailedOnShadow(format!("failed on the shadow: SQLSTATE {code}"))
+            }
             (Some(difference), _) => Verdict::Different(difference),
         };
         (verdict, Some(latency))
@@ -216,7 +218,11 @@ fn may_vary(class: &Class, answer: &Answer, difference: Difference) -> Option<&'
     if of_rows && (class.limited || text.contains("limit") || text.contains("fetch ") || text.contains("distinct on")) {
         return Some("LIMIT may cut between equal rows");
     }
-    if of_rows && ["array_agg", "string_agg", "json_agg", "jsonb_agg", "xmlagg", "row_number", "rank", "ntile"].iter().any(|word| text.contains(word)) {
+    if of_rows
+        && ["array_agg", "string_agg", "json_agg", "jsonb_agg", "xmlagg", "row_number", "rank", "ntile"]
+            .iter()
+            .any(|word| text.contains(word))
+    {
         return Some("an aggregate or window depends on the order of rows");
     }
     let has_floats = answer.columns.as_ref().is_none_or(|columns| columns.iter().any(|(_, oid)| FLOATS.contains(oid)));

@@ -1,10 +1,7 @@
 //! Copies of client statements for a shadow, and the bounded queue they wait in.
 
 use super::{answer::Answer, fence::Needed};
-use crate::{
-    sql::Class,
-    wire::frontend::Parse,
-};
+use crate::{sql::Class, wire::frontend::Parse};
 use bytes::Bytes;
 use std::{
     sync::{

@@ -1,6 +1,11 @@
 //! One database as sessions see it: its route, gate, ticks, classifier and counters.
 
-use super::{fence::Ticks, gate::Gate, observations::Counter, route::{Route, Target}};
+use super::{
+    fence::Ticks,
+    gate::Gate,
+    observations::Counter,
+    route::{Route, Target},
+};
 use crate::{
     config::{Secret, ServerUrl, UserConfig},
     monitor::LatencyHistogram,
@@ -79,7 +84,10 @@ impl SessionInfo {
     /// Pins that stand in the way of moving this session to another server.
     pub fn immovable(&self) -> Vec<&'static str> {
         let pins = self.pins.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        pins.iter().copied().filter(|pin| matches!(*pin, pin::TEMPORARY_TABLE | pin::HELD_CURSOR | pin::ADVISORY_LOCK | pin::REPLICATION)).collect()
+        pins.iter()
+            .copied()
+            .filter(|pin| matches!(*pin, pin::TEMPORARY_TABLE | pin::HELD_CURSOR | pin::ADVISORY_LOCK | pin::REPLICATION))
+            .collect()
     }
 }
 

@@ -79,7 +79,15 @@ mod tests {
 
     #[test]
     fn each_limit_decides_by_itself() {
-        let healthy = Health { requests: 1000, errors: 10, compared: 1000, different: 1, owner: latency(1000, 4000), shadow: latency(1000, 8000), lag: Duration::from_secs(5) };
+        let healthy = Health {
+            requests: 1000,
+            errors: 10,
+            compared: 1000,
+            different: 1,
+            owner: latency(1000, 4000),
+            shadow: latency(1000, 8000),
+            lag: Duration::from_secs(5),
+        };
         assert_eq!(verdict(&healthy, &limits()), None, "at the limit is still healthy");
         for (health, word) in [
             (Health { errors: 11, ..healthy }, "error rate"),
@@ -94,7 +102,15 @@ mod tests {
 
     #[test]
     fn too_few_observations_decide_nothing_but_lag_does() {
-        let few = Health { requests: 49, errors: 49, compared: 49, different: 49, owner: latency(49, 1), shadow: latency(49, 90_000), ..Health::default() };
+        let few = Health {
+            requests: 49,
+            errors: 49,
+            compared: 49,
+            different: 49,
+            owner: latency(49, 1),
+            shadow: latency(49, 90_000),
+            ..Health::default()
+        };
         assert_eq!(verdict(&few, &limits()), None);
         assert!(verdict(&Health { lag: Duration::from_secs(6), ..few }, &limits()).is_some());
     }

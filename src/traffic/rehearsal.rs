@@ -60,7 +60,8 @@ impl Rehearser {
     }
 
     async fn run(&mut self, transaction: &RehearsedTransaction) -> Result<(), RunError> {
-        let explicit = transaction.steps.first().is_some_and(|step| matches!(step.class.kind, Kind::Transaction(TransactionVerb::Begin { .. })));
+        let explicit =
+            transaction.steps.first().is_some_and(|step| matches!(step.class.kind, Kind::Transaction(TransactionVerb::Begin { .. })));
         if !explicit {
             self.runner.run_text(&transaction.identity, "BEGIN").await?;
         }
@@ -119,7 +120,9 @@ fn judge(step: &RehearsedStep, sqlstate: Option<&str>, tags: &[Bytes], touched: 
         None => Outcome::TagDiffers(format!("command tag {} on the shadow, {} on the owner", join(tags), join(&step.tags))),
         Some("23505" | "23503" | "23P01") => Outcome::Undecided("the feed had already brought the rows"),
         Some("40001" | "40P01" | "55P03" | "57014") => Outcome::Undecided("a lock was busy"),
-        Some(code) if code.starts_with("08") || code.starts_with("53") || code.starts_with("57") => Outcome::Undecided("the shadow was not available"),
+        Some(code) if code.starts_with("08") || code.starts_with("53") || code.starts_with("57") => {
+            Outcome::Undecided("the shadow was not available")
+        }
         Some(code) if code.starts_with("22") || code.starts_with("23") => match touched() {
             true => Outcome::Undecided("failed on data that the feed had touched"),
             false => Outcome::Fails(format!("failed on the shadow: SQLSTATE {code}")),
@@ -136,8 +139,8 @@ fn join(tags: &[Bytes]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::traffic::copies::Operation;
     use crate::sql::{CatalogFacts, Classifier};
+    use crate::traffic::copies::Operation;
 
     fn step(tag: &'static str) -> RehearsedStep {
         RehearsedStep {

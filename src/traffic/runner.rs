@@ -32,7 +32,7 @@ pub enum RunError {
     /// No answer in time; the connection was given up and the statement cancelled.
     Timeout,
     /// The connection could not be opened or broke.
-    Connection(String),
+    Connection,
 }
 
 impl RunError {
@@ -40,7 +40,7 @@ impl RunError {
     pub fn as_str(&self) -> &'static str {
         match self {
             RunError::Timeout => "no answer in time",
-            RunError::Connection(_) => "connection failed",
+            RunError::Connection => "connection failed",
         }
     }
 }
@@ -89,7 +89,7 @@ impl Runner {
     pub async fn run_fresh(&mut self, identity: &Arc<Identity>, operation: &Operation) -> Result<(Answer, Duration), RunError> {
         let was_open = self.connections.contains_key(identity);
         match self.run(identity, operation).await {
-            Err(RunError::Connection(_)) if was_open => self.run(identity, operation).await,
+            Err(RunError::Connection) if was_open => self.run(identity, operation).await,
             result => result,
         }
     }
@@ -104,14 +104,15 @@ impl Runner {
         }
         let url = self.database.url_for(&self.target, &identity.user);
         let Some(prepared) = self.connections.get_mut(identity) else {
-            return Err(RunError::Connection("not connected".into()));
+            return Err(RunError::Connection);
         };
         let (pid, key) = prepared.connection.key.clone();
         match tokio::time::timeout(self.limit, run_on(prepared, operation)).await {
             Ok(Ok(result)) => Ok(result),
             Ok(Err(error)) => {
+                tracing::debug!(server = %self.target.name, %error, "a copy could not be run");
                 self.connections.remove(identity);
-                Err(RunError::Connection(error.to_string()))
+                Err(RunError::Connection)
             }
             Err(_) => {
                 self.connections.remove(identity);
@@ -129,13 +130,14 @@ impl Runner {
     /// [`RunError`]
     pub async fn run_text(&mut self, identity: &Arc<Identity>, text: &'static str) -> Result<Answer, RunError> {
         let operation = Operation::Simple(Bytes::from_static(text.as_bytes()));
-        let (answer, _) = if text == "BEGIN" { self.run_fresh(identity, &operation).await? } else { self.run(identity, &operation).await? };
+        let (answer, _) =
+            if text == "BEGIN" { self.run_fresh(identity, &operation).await? } else { self.run(identity, &operation).await? };
         Ok(answer)
     }
 
     async fn open(&mut self, identity: &Arc<Identity>) -> Result<(), RunError> {
         if self.refused.get(identity).is_some_and(|since| since.elapsed() < LOGIN_RETRY) {
-            return Err(RunError::Connection("was refused a moment ago".into()));
+            return Err(RunError::Connection);
         }
         if self.connections.len() >= CONNECTIONS_MAX {
             self.connections.clear();
@@ -156,7 +158,10 @@ impl Runner {
             failed => {
                 self.refused.insert(identity.clone(), Instant::now());
                 match failed {
-                    Ok(Err(error)) => Err(RunError::Connection(error.to_string())),
+                    Ok(Err(error)) => {
+                        tracing::warn!(server = %self.target.name, user = %identity.user, %error, "cannot open a connection for copies");
+                        Err(RunError::Connection)
+                    }
                     _ => Err(RunError::Timeout),
                 }
             }

@@ -1,18 +1,16 @@
 //! Chapters h and i: the shadow becomes the owner under load, every row is validated, and the way back is taken.
 
-use super::{DATABASE, Play, SHADOW, actors, load_line, rehearse::SHADOW_CHANGE, shorten};
+use super::{DATABASE, Play, SHADOW, actors, load_line, shorten};
 use crate::demo::{
     Break, DemoError,
     proxy::{ProxyError, Reply},
     report::{Move, Report, Validation},
     stage::grouped,
 };
-use crate::metadata::ProposalState;
 use std::time::{Duration, Instant};
 
 /// Waits of clients that a change of owner caused have ended by then.
 const AFTERMATH: Duration = Duration::from_millis(1500);
-const FOLLOW_WAIT_MAX: Duration = Duration::from_secs(30);
 /// A lost change that a later one of the same row repairs is not to be found any more: then another one is lost.
 const LOSSES_MAX: usize = 6;
 
@@ -56,21 +54,8 @@ impl Play<'_> {
         self.stage.chapter("h. Cutover under load");
         report.cutover = self.change_owner(&format!("CUTOVER {SHADOW}"), SHADOW).await?;
         self.pass_time(self.pace.calm, owner_line).await?;
-        self.let_the_source_follow().await?;
         self.stage.chapter("i. Validation: the old source follows the new owner");
         self.verify(report, "after cutover").await
-    }
-
-    /// The new owner has a column that the old source lacks: whether the old source gets it, too, or goes back without
-    /// its values, is for a person to say; until then the rows wait on its side.
-    async fn let_the_source_follow(&mut self) -> Result<(), DemoError> {
-        let state = self.state().await?;
-        for proposal in state.proposals.iter().filter(|proposal| proposal.state == ProposalState::Pending) {
-            self.stage.notice(format!("proposal {} waits for a person: {}", proposal.id, proposal.change));
-            let answer = if proposal.sql.is_empty() { format!(" AS '{SHADOW_CHANGE}'") } else { String::new() };
-            self.tell(&format!("APPROVE {}{answer}", proposal.id)).await?;
-        }
-        self.await_health(FOLLOW_WAIT_MAX).await
     }
 
     /// The way back.

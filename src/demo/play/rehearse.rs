@@ -18,7 +18,7 @@ const CHANGES: [&str; 5] = [
     "ALTER TABLE customer DROP COLUMN nickname",
 ];
 /// What the people who prepare the new database do on the shadow alone.
-pub(super) const SHADOW_CHANGE: &str = "ALTER TABLE customer ADD COLUMN segment text";
+const SHADOW_CHANGE: &str = "ALTER TABLE customer ADD COLUMN segment text";
 /// What must be true on the shadow afterwards: (what, question).
 const ARRIVED: [(&str, &str); 5] = [
     ("customer.tier", "SELECT count(*) > 0 FROM pg_attribute WHERE attrelid = 'customer'::regclass AND attname = 'tier'"),
