@@ -26,6 +26,9 @@ const MARKER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Every statement on the old owner while clients wait.
 const LOCK_TIMEOUT: &str = "2s";
 
+/// Publishes a route: owner, epoch, standby.
+type Publish = Box<dyn Fn(Arc<Target>, i64, Option<Arc<Target>>) + Send + Sync>;
+
 /// What a switch needs. `from` owns the writes now.
 pub struct Switch {
     /// `cutover` or `rollback`
@@ -49,7 +52,7 @@ pub struct Switch {
     /// The way back, `to` → `from`.
     pub opposite: FeedSpec,
     /// Publishes a route: owner, epoch, standby.
-    pub publish: Box<dyn Fn(Arc<Target>, i64, Option<Arc<Target>>) + Send + Sync>,
+    pub publish: Publish,
     /// Starts the opposite feed from a marker.
     pub start_opposite: Box<dyn Fn(String) + Send + Sync>,
     /// For tests: the name of the step at which the process dies, as if killed.

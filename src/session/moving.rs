@@ -289,10 +289,10 @@ impl Relay {
         if self.state_version == 0 || !self.conversation.at_boundary() {
             return;
         }
-        if let Some(mut attachment) = self.attachments.take(target) {
-            if self.bring_state(&mut attachment).await.is_some() {
-                self.attachments.put_back(attachment);
-            }
+        if let Some(mut attachment) = self.attachments.take(target)
+            && self.bring_state(&mut attachment).await.is_some()
+        {
+            self.attachments.put_back(attachment);
         }
     }
 

@@ -101,7 +101,7 @@ enum Next {
     /// The owner has changed.
     Move,
     /// The read at the front may be answered by this shadow.
-    Serve(super::serving::Plan),
+    Serve(Box<super::serving::Plan>),
     /// The client said goodbye.
     End,
 }
@@ -184,7 +184,7 @@ impl Relay {
                     continue;
                 }
                 Next::Serve(plan) => {
-                    self.serve(plan).await?;
+                    self.serve(*plan).await?;
                     continue;
                 }
             };
@@ -325,7 +325,7 @@ impl Relay {
                     && self.serve_next
                     && let Some(plan) = self.plan_to_serve()
                 {
-                    break Next::Serve(plan);
+                    break Next::Serve(Box::new(plan));
                 }
                 let whole = available >= header.len || header.len > INSPECT_BYTES_MAX;
                 if !whole {
