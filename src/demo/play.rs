@@ -60,15 +60,15 @@ pub struct Pace {
 impl Pace {
     /// For people.
     pub const FULL: Pace = Pace {
-        scale: 4,
+        scale: 10,
         bench_rate: 60,
         clients: 6,
         client_pace: Duration::from_millis(30),
-        rehearse: Duration::from_secs(12),
+        rehearse: Duration::from_secs(15),
         simulate: Duration::from_secs(5),
         hold: Duration::from_millis(2000),
-        calm: Duration::from_secs(5),
-        expected: Duration::from_secs(125),
+        calm: Duration::from_secs(6),
+        expected: Duration::from_secs(85),
     };
     /// For tests.
     pub const QUICK: Pace = Pace {
@@ -80,7 +80,7 @@ impl Pace {
         simulate: Duration::from_secs(3),
         hold: Duration::from_millis(1500),
         calm: Duration::from_secs(2),
-        expected: Duration::from_secs(75),
+        expected: Duration::from_secs(52),
     };
 }
 
