@@ -55,6 +55,7 @@ struct Remembered {
     left_out: Option<&'static str>,
     wrote: bool,
     began_at: crate::lsn::Lsn,
+    needed: Needed,
 }
 
 /// One session.
@@ -404,6 +405,7 @@ impl Relay {
             left_out: None,
             wrote: false,
             began_at: self.database.ticks.newest(),
+            needed: self.database.ticks.needed_now(),
         });
     }
 
@@ -611,8 +613,12 @@ impl Relay {
                 observations.left_out.count(reason);
                 continue;
             }
-            let transaction =
-                RehearsedTransaction { identity: self.identity.clone(), steps: remembered.steps.clone(), began_at: remembered.began_at };
+            let transaction = RehearsedTransaction {
+                identity: self.identity.clone(),
+                steps: remembered.steps.clone(),
+                began_at: remembered.began_at,
+                needed: remembered.needed,
+            };
             if let Err(dropped) = shadow.queue.offer(self.info.id, Copy::Write(Box::new(transaction))) {
                 observations.left_out.count(dropped.as_str());
             }
