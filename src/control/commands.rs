@@ -173,6 +173,8 @@ impl Controller {
         for direction in [Direction::Forward, Direction::Reverse] {
             cdc::disarm(&managed.feed_spec(shadow, direction)).await.map_err(failed)?;
         }
+        // It was fenced if it has been the owner; nobody depends on that any more.
+        crate::cutover::switch::lift_fence(&shadow.route.target).await.map_err(CommandError::Failed)?;
         self.repository.record(
             Severity::Info,
             "cdc",

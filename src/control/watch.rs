@@ -133,8 +133,8 @@ async fn judge_and_climb(controller: Arc<Controller>, managed: Arc<Managed>, sha
         }
         let now = Instant::now();
         let config = shadow.config.load();
-        if !shadow.route.breaker.allows(monotonic_ms()) {
-            // sessions keep their reads for the moment: that is what a failing shadow looks like
+        if !in_step || !shadow.route.breaker.allows(monotonic_ms()) {
+            // sessions keep their reads for the moment: that is what a failing shadow, or one that is gone, looks like
             shadow.route.observations.unavailable(now);
         }
         let lag = match shadow.feed() {

@@ -395,6 +395,21 @@ pub(super) async fn writable(client: &Client, target: &Target, writable: bool) -
     client.batch_execute(&text).await.map_err(|error| detail(&error))
 }
 
+/// Takes the fence away from a former owner that is let go. Only for a database that nobody writes to through the proxy.
+///
+/// # Errors
+/// The server's words.
+pub async fn lift_fence(target: &Target) -> Result<(), String> {
+    let client = connect(target).await?;
+    let fenced = "SELECT EXISTS (SELECT FROM pg_catalog.pg_db_role_setting s JOIN pg_catalog.pg_database d ON d.oid = s.setdatabase
+        WHERE d.datname = pg_catalog.current_database() AND s.setrole = 0 AND 'default_transaction_read_only=on' = ANY (s.setconfig))";
+    let row = client.query_one(fenced, &[]).await.map_err(|error| detail(&error))?;
+    match row.try_get(0) {
+        Ok(true) => writable(&client, target, true).await,
+        _ => Ok(()),
+    }
+}
+
 /// Ends the connections of everyone but understudy to the database of this connection.
 pub(super) async fn expel(client: &Client) -> Result<(), String> {
     let text = "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
