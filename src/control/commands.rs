@@ -204,6 +204,7 @@ impl Controller {
         let config = shadow.config.load();
         shadow.route.observations.forget(config.revert.window);
         let (ladder, percent) = Ladder::start(&config.shift, Instant::now());
+        shadow.served_before_step.store(shadow.route.observations.served.get(), Ordering::SeqCst);
         *lock(&shadow.ladder) = ladder;
         shadow.route.serve_reads.set(percent);
         let steps = config.shift.steps.iter().map(|step| format!("{step} %")).collect::<Vec<_>>().join(", ");

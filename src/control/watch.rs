@@ -161,14 +161,17 @@ async fn judge_and_climb(controller: Arc<Controller>, managed: Arc<Managed>, sha
             tokio::task::spawn_blocking(move || repository.record(Severity::Alert, "traffic", &database, &name, &message, data));
             continue;
         }
+        let served = shadow.route.observations.served.get();
+        let evidence = served > shadow.served_before_step.load(Ordering::SeqCst);
         let step = {
             let mut ladder = lock(&shadow.ladder);
-            let (next, percent) = ladder.tick(&config.shift, now);
+            let (next, percent) = ladder.tick(&config.shift, evidence, now);
             let finished = *ladder != next && percent.is_none();
             *ladder = next;
             percent.map(Some).or(finished.then_some(None))
         };
         if let Some(percent) = step {
+            shadow.served_before_step.store(served, Ordering::SeqCst);
             if let Some(percent) = percent {
                 shadow.route.serve_reads.set(percent);
             }
