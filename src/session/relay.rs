@@ -566,6 +566,8 @@ impl Relay {
         remembered.wrote |= cycle.wrote;
         for executed in cycle.executed {
             match executed.class.kind {
+                // `RELEASE s; COMMIT` counts as its first verb: on the shadow its COMMIT would be carried out
+                Kind::Transaction(_) if !executed.class.single => remembered.left_out = Some("several statements in one message"),
                 Kind::Transaction(TransactionVerb::Commit) => continue,
                 Kind::Transaction(TransactionVerb::Rollback) => remembered.left_out = Some("rolled back by the client"),
                 Kind::Transaction(TransactionVerb::Prepared) => remembered.left_out = Some("two-phase commit"),
