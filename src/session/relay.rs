@@ -26,6 +26,8 @@ use tokio::{io::Interest, net::TcpStream, sync::watch};
 
 /// Messages of a client up to this size are looked at whole; larger ones are streamed through unclassified.
 const INSPECT_BYTES_MAX: usize = 256 << 10;
+/// Of a message that is streamed through, this much must have come first: the names in it are shorter.
+const LARGE_START_BYTES: usize = 1 << 10;
 /// Bytes read at once.
 const READ_BYTES: usize = 16 << 10;
 /// Bytes waiting for one side that stop reading from the other.
@@ -337,7 +339,16 @@ impl Relay {
                 self.begin_transaction();
             }
             if available < header.len && (header.len > INSPECT_BYTES_MAX || header.tag == b'd') {
-                self.conversation.large_message(header.tag);
+                let named = available >= LARGE_START_BYTES || header.len <= INSPECT_BYTES_MAX;
+                if matches!(header.tag, b'P' | b'B') && !named {
+                    break Next::Io; // the names stand at its start
+                }
+                let start = self.from_client.get(run + 5..run + available).unwrap_or_default();
+                if let Some(before) = self.conversation.large_message(header.tag, start) {
+                    self.forward_client(run);
+                    run = 0;
+                    self.to_server.extend_from_slice(&before);
+                }
                 self.client_skip = header.len;
                 continue;
             }
@@ -359,6 +370,10 @@ impl Relay {
             run += header.len;
         };
         self.forward_client(run);
+        if self.conversation.at_boundary() {
+            // what was forwarded is not answered (CopyData behind a failed COPY, a Flush): no ReadyForQuery will let us out
+            self.leave();
+        }
         Ok(next)
     }
 
