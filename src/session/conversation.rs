@@ -146,6 +146,8 @@ pub struct Conversation {
     batch_open: bool,
     /// The server is in COPY IN for an extended Execute: it ignores Sync until CopyDone or CopyFail.
     copy_in: bool,
+    /// The server waits for CopyData of either protocol.
+    data_wanted: bool,
     status: TransactionStatus,
     statements: HashMap<Bytes, Statement>,
     portals: Vec<(Bytes, Statement, Bytes, bool)>,
@@ -165,6 +167,7 @@ impl Default for Conversation {
             cycles: VecDeque::new(),
             batch_open: false,
             copy_in: false,
+            data_wanted: false,
             status: TransactionStatus::Idle,
             statements: HashMap::new(),
             portals: Vec::new(),
@@ -181,6 +184,11 @@ impl Conversation {
     #[inline]
     pub fn at_boundary(&self) -> bool {
         self.cycles.is_empty() && !self.batch_open && self.status == TransactionStatus::Idle
+    }
+
+    /// The client has asked for something that the server can still answer without another byte of the client.
+    pub fn owes_answers(&self) -> bool {
+        !self.data_wanted && self.cycles.iter().any(|cycle| cycle.complete)
     }
 
     /// Transaction status of the last ReadyForQuery.
@@ -322,7 +330,7 @@ impl Conversation {
                 cycle.sent = Instant::now();
                 self.batch_open = false;
             }
-            b'c' | b'f' => self.copy_in = false,
+            b'c' | b'f' => (self.copy_in, self.data_wanted) = (false, false),
             _ => {}
         }
         forward
@@ -419,6 +427,11 @@ impl Conversation {
             }
             return FromServer::Forward;
         };
+        match tag {
+            b'G' | b'W' => self.data_wanted = true,
+            b'C' | b'E' | b'Z' => self.data_wanted = false,
+            _ => {}
+        }
         match tag {
             b'1' => match cycle.pending.pop_front() {
                 Some(Pending::Injected { .. }) => return FromServer::Swallow,

@@ -85,6 +85,9 @@ pub(super) struct Relay {
     inside: bool,
     client_skip: usize,
     pub server_skip: usize,
+    /// Nothing more comes from the client; it may still read what it has asked for.
+    client_ended: bool,
+    /// Nothing can be sent to the client any more.
     client_gone: bool,
     pub server_gone: bool,
     remembered: Option<Remembered>,
@@ -143,6 +146,7 @@ impl Relay {
             inside: false,
             client_skip: 0,
             server_skip: 0,
+            client_ended: false,
             client_gone: false,
             server_gone: false,
             remembered: None,
@@ -182,20 +186,28 @@ impl Relay {
                     return Ok(());
                 }
                 Next::Move => {
+                    if !self.to_server.is_empty() {
+                        self.flush_server().await;
+                    }
                     self.move_to_owner().await?;
                     continue;
                 }
                 Next::Serve(plan) => {
                     self.serve(plan).await?;
+                    self.try_write()?; // the answer goes out before the next read is looked at
                     continue;
                 }
             };
             self.take_from_server()?;
             self.try_write()?;
+            if self.client_gone {
+                self.to_client.clear(); // or the server, not read from, would never take what is left for it
+            }
             if self.server_gone && self.to_client.is_empty() {
                 return Ok(());
             }
-            if self.client_gone && self.to_server.is_empty() {
+            let left = self.client_ended && !held && self.to_client.is_empty() && !self.conversation.owes_answers();
+            if (self.client_gone || left) && self.to_server.is_empty() {
                 return Ok(());
             }
             self.wait(held).await?;
@@ -205,11 +217,12 @@ impl Relay {
     /// Waits for whatever can happen next and takes the bytes that came.
     async fn wait(&mut self, held: bool) -> Result<(), io::Error> {
         let read_client =
-            !self.client_gone && !held && self.to_server.len() < WAITING_BYTES_MAX && self.from_client.len() < 2 * INSPECT_BYTES_MAX;
+            !self.client_gone && !self.client_ended && !held && self.to_server.len() < WAITING_BYTES_MAX && self.from_client.len() < 2 * INSPECT_BYTES_MAX;
         let read_server = !self.server_gone && self.to_client.len() < WAITING_BYTES_MAX;
         let client_interest = interest(read_client, !self.to_client.is_empty() && !self.client_gone);
         let server_interest = interest(read_server, !self.to_server.is_empty() && !self.server_gone);
         let (mut client_ready, mut server_ready) = (false, false);
+        let stopped = self.door.stop.notified(); // before the look: a stop between the two would be missed
         let stop_poll = self.closing_since.is_some() || self.door.is_closing();
         tokio::select! {
             biased;
@@ -228,7 +241,7 @@ impl Relay {
                 }
             }
             () = self.info.terminate.notified() => return self.say_goodbye("57P01", "terminating connection due to administrator command"),
-            () = self.door.stop.notified() => {}
+            () = stopped => {}
             () = tokio::time::sleep(Duration::from_millis(50)), if stop_poll => {}
         }
         if self.door.is_closing() {
@@ -249,7 +262,7 @@ impl Relay {
         if client_ready && read_client {
             self.from_client.reserve(READ_BYTES);
             match self.client.try_read_buf(&mut self.from_client) {
-                Ok(0) => self.client_gone = true,
+                Ok(0) => self.client_ended = true,
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(_) => self.client_gone = true,
@@ -325,6 +338,8 @@ impl Relay {
                 }
                 if run == 0
                     && self.serve_next
+                    && self.to_client.len() < WAITING_BYTES_MAX // a pipeline of reads must not pile up answers
+                    && !self.database.gate.is_closed()
                     && let Some(plan) = self.plan_to_serve()
                 {
                     break Next::Serve(plan);
@@ -354,9 +369,11 @@ impl Relay {
             }
             let Some(body) = self.from_client.get(run + 5..run + header.len) else { break Next::Io };
             if header.tag == b'X' {
-                run += header.len;
+                // the server answers what came before; nothing of the client is looked at behind it
+                self.client_ended = true;
                 self.forward_client(run);
-                return Ok(Next::End);
+                self.from_client.clear();
+                return Ok(Next::Io);
             }
             let forward = self.conversation.from_client(header.tag, body, &self.database.classifier);
             if matches!(header.tag, b'Q' | b'S') {

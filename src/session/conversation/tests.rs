@@ -234,6 +234,23 @@ fn large_messages_are_known_by_their_names() {
 }
 
 #[test]
+fn answers_are_owed_only_while_the_server_can_give_them() {
+    let mut talk = Talk::new();
+    talk.client(&[P]);
+    assert!(!talk.conversation.owes_answers(), "no Sync");
+    talk.client(&[B, E, S]);
+    assert!(talk.conversation.owes_answers());
+    talk.server(&[(b'1', b""), (b'2', b""), DONE, IDLE]);
+    assert!(!talk.conversation.owes_answers());
+    talk.client(&[(b'Q', b"copy t from stdin\0")]);
+    assert!(talk.conversation.owes_answers());
+    talk.server(&[(b'G', b"\0\0\0")]);
+    assert!(!talk.conversation.owes_answers(), "it waits for data that cannot come any more");
+    talk.client(&[(b'c', b"")]);
+    assert!(talk.conversation.owes_answers());
+}
+
+#[test]
 fn a_lock_taken_before_an_error_pins() {
     let mut talk = Talk::new();
     talk.client(&[(b'Q', b"select pg_advisory_lock(1), 1/0\0")]);
