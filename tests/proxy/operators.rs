@@ -75,7 +75,7 @@ pub async fn reload(server: &Server, proxy: &Proxy) {
         assert!(refused.stderr.contains(reason) && refused.stderr.contains("settings stay"), "{wrong}: {}", refused.stderr);
         if !reason.contains("running process") {
             let line = if wrong.contains('\n') { line + 1 } else { line };
-            assert!(refused.stderr.contains(&format!(":{line}")) || refused.stderr.contains(&format!("line {line}")), "{}", refused.stderr);
+            assert!(refused.stderr.contains(&format!("line {line}: ")), "{}", refused.stderr);
         }
         assert_eq!(sample_reads(proxy).await, 20.0);
         proxy.edit(wrong, "sample_reads = 20.0");
