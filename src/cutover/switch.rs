@@ -23,6 +23,8 @@ const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(30);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// The marker gets this long to be applied while clients wait; then the attempt is taken back.
 const MARKER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Sessions get this long to go over to the new owner, before they are expelled from the old one.
+const MOVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Every statement on the old owner while clients wait.
 const LOCK_TIMEOUT: &str = "2s";
 
@@ -235,7 +237,7 @@ impl Switch {
         self.database.gate.open();
         progress.state.pause_ms = held_at.elapsed().as_secs_f64() * 1000.0;
         self.note(&mut progress, Step::Release);
-        match self.finish(&mut progress, &marker, locks, changes).await {
+        match self.finish(&mut progress, &marker, locks, changes, owner.epoch).await {
             Ok(()) => {
                 progress.state.state = "done".into();
                 (self.report)(progress.state.clone());
@@ -279,8 +281,9 @@ impl Switch {
 
     /// What is left when clients already go on at the new owner. The locks on the old one are held until nobody else is
     /// connected there.
-    async fn finish(&self, progress: &mut Progress, marker: &str, locks: Client, changes: u64) -> Result<(), Failure> {
+    async fn finish(&self, progress: &mut Progress, marker: &str, locks: Client, changes: u64, epoch: i64) -> Result<(), Failure> {
         self.enter(progress, Step::Expel, json!({}))?;
+        self.sessions_moved(epoch).await;
         expel(&locks).await.map_err(|error| (Step::Expel, error))?;
         let _ = locks.batch_execute("ROLLBACK").await;
 
@@ -305,6 +308,16 @@ impl Switch {
         self.enter(progress, Step::StartOppositeFeed, json!({}))?;
         (self.start_opposite)(opposite(marker));
         self.enter(progress, Step::Done, json!({"pause_ms": progress.state.pause_ms}))
+    }
+
+    /// Waits until the sessions have gone over. They read their settings, LISTENs and prepared statements from the old
+    /// owner while they move: expelled before that, they would go on without. One that cannot follow ends by itself.
+    async fn sessions_moved(&self, epoch: i64) {
+        let deadline = Instant::now() + MOVE_TIMEOUT;
+        let left = || self.database.sessions.iter().any(|session| session.epoch.load(Ordering::SeqCst) < epoch);
+        while left() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
     }
 
     /// Takes everything back: the old owner goes on.

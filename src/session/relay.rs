@@ -349,10 +349,13 @@ impl Relay {
                 if !whole {
                     break Next::Io;
                 }
-                if !self.enter() {
-                    break Next::Held;
+                // What is left of a COPY that the server has given up begins nothing and is never answered.
+                if !matches!(header.tag, b'd' | b'c' | b'f') {
+                    if !self.enter() {
+                        break Next::Held;
+                    }
+                    self.begin_transaction();
                 }
-                self.begin_transaction();
             }
             if available < header.len && (header.len > INSPECT_BYTES_MAX || header.tag == b'd') {
                 let named = available >= LARGE_START_BYTES || header.len <= INSPECT_BYTES_MAX;
