@@ -128,15 +128,6 @@ impl Attachments {
             None => info.standby_ready.store(false, Ordering::SeqCst),
             Some(target) => {
                 let target = target.clone();
-                // one that was opened to read may have met the fence of a former owner: its transactions would be read-only
-                info.standby_ready.store(false, Ordering::SeqCst);
-                self.ready.retain(|attachment| attachment.target != target);
-                self.opening.retain(|(opening_to, opening)| {
-                    if *opening_to == target {
-                        opening.abort();
-                    }
-                    *opening_to != target
-                });
                 self.failed.retain(|(failed, _)| *failed != target);
                 self.open(database, info, identity, &target, true);
             }
