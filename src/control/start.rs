@@ -161,11 +161,13 @@ async fn listen(address: SocketAddr, key: &'static str) -> Result<TcpListener, S
 
 fn front_door(config: &Config, databases: &[Arc<Managed>], handle: &Arc<OnceLock<Arc<Controller>>>) -> Arc<FrontDoor> {
     let by_name: HashMap<_, _> = databases.iter().map(|managed| (managed.database.name.clone(), managed.database.clone())).collect();
-    let (handle, user) = (handle.clone(), config.proxy.console.clone());
+    let handle = handle.clone();
     let console = Box::new(move |stream, peer| -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
-        let (handle, user) = (handle.clone(), user.clone());
+        let handle = handle.clone();
         Box::pin(async move {
             if let Some(controller) = handle.get() {
+                // as loaded last: a changed password holds from the next login on
+                let user = controller.config.load().proxy.console.clone();
                 console::server::serve(stream, peer, Arc::new(Handle(controller.clone())), user).await;
             }
         })
