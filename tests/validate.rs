@@ -241,7 +241,9 @@ struct Counter {
 impl Follower for Counter {
     type Hold = ();
 
-    async fn hold_at(&self, lsn: Lsn, _: Duration) -> Result<(), String> {
+    fn hold(&self) {}
+
+    async fn advance(&self, (): &(), lsn: Lsn, _: Duration) -> Result<(), String> {
         // The position to decode to may lie inside a transaction; what counts is each one's own end.
         let text = format!(
             "SELECT data FROM pg_logical_slot_peek_binary_changes('witness', '{}', NULL, 'proto_version', '1', 'publication_names', 'p')",

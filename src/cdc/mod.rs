@@ -27,6 +27,7 @@ mod feed;
 mod held;
 mod install;
 mod names;
+pub mod pg_dump;
 pub mod pgoutput;
 mod plan;
 mod roles;

@@ -60,6 +60,8 @@ pub struct ManagedShadow {
     pub feed: Mutex<Option<(Feed, Direction)>>,
     /// Where it stands on its ladder.
     pub ladder: Mutex<Ladder>,
+    /// Reads served when the present step of the ladder began.
+    pub served_before_step: std::sync::atomic::AtomicU64,
     /// The newest revert.
     pub reverted: Mutex<Option<RevertState>>,
     /// Confidence from which proposals need no person.
@@ -194,6 +196,7 @@ impl ManagedShadow {
             route: Arc::new(route),
             feed: Mutex::new(None),
             ladder: Mutex::new(Ladder::Idle),
+            served_before_step: std::sync::atomic::AtomicU64::new(0),
             reverted: Mutex::new(None),
             auto_approve: Arc::new(ArcSwap::from_pointee(config.adapt.auto_approve)),
             fault: Fault::default(),

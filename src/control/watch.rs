@@ -133,8 +133,8 @@ async fn judge_and_climb(controller: Arc<Controller>, managed: Arc<Managed>, sha
         }
         let now = Instant::now();
         let config = shadow.config.load();
-        if !shadow.route.breaker.allows(monotonic_ms()) {
-            // sessions keep their reads for the moment: that is what a failing shadow looks like
+        if !in_step || !shadow.route.breaker.allows(monotonic_ms()) {
+            // sessions keep their reads for the moment: that is what a failing shadow, or one that is gone, looks like
             shadow.route.observations.unavailable(now);
         }
         let lag = match shadow.feed() {
@@ -161,14 +161,17 @@ async fn judge_and_climb(controller: Arc<Controller>, managed: Arc<Managed>, sha
             tokio::task::spawn_blocking(move || repository.record(Severity::Alert, "traffic", &database, &name, &message, data));
             continue;
         }
+        let served = shadow.route.observations.served.get();
+        let evidence = served > shadow.served_before_step.load(Ordering::SeqCst);
         let step = {
             let mut ladder = lock(&shadow.ladder);
-            let (next, percent) = ladder.tick(&config.shift, now);
+            let (next, percent) = ladder.tick(&config.shift, evidence, now);
             let finished = *ladder != next && percent.is_none();
             *ladder = next;
             percent.map(Some).or(finished.then_some(None))
         };
         if let Some(percent) = step {
+            shadow.served_before_step.store(served, Ordering::SeqCst);
             if let Some(percent) = percent {
                 shadow.route.serve_reads.set(percent);
             }

@@ -23,8 +23,13 @@ const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(30);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// The marker gets this long to be applied while clients wait; then the attempt is taken back.
 const MARKER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Sessions get this long to go over to the new owner, before they are expelled from the old one.
+const MOVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Every statement on the old owner while clients wait.
 const LOCK_TIMEOUT: &str = "2s";
+
+/// Publishes a route: owner, epoch, standby.
+type Publish = Box<dyn Fn(Arc<Target>, i64, Option<Arc<Target>>) + Send + Sync>;
 
 /// What a switch needs. `from` owns the writes now.
 pub struct Switch {
@@ -49,7 +54,7 @@ pub struct Switch {
     /// The way back, `to` → `from`.
     pub opposite: FeedSpec,
     /// Publishes a route: owner, epoch, standby.
-    pub publish: Box<dyn Fn(Arc<Target>, i64, Option<Arc<Target>>) + Send + Sync>,
+    pub publish: Publish,
     /// Starts the opposite feed from a marker.
     pub start_opposite: Box<dyn Fn(String) + Send + Sync>,
     /// For tests: the name of the step at which the process dies, as if killed.
@@ -232,7 +237,7 @@ impl Switch {
         self.database.gate.open();
         progress.state.pause_ms = held_at.elapsed().as_secs_f64() * 1000.0;
         self.note(&mut progress, Step::Release);
-        match self.finish(&mut progress, &marker, locks, changes).await {
+        match self.finish(&mut progress, &marker, locks, changes, owner.epoch).await {
             Ok(()) => {
                 progress.state.state = "done".into();
                 (self.report)(progress.state.clone());
@@ -276,8 +281,9 @@ impl Switch {
 
     /// What is left when clients already go on at the new owner. The locks on the old one are held until nobody else is
     /// connected there.
-    async fn finish(&self, progress: &mut Progress, marker: &str, locks: Client, changes: u64) -> Result<(), Failure> {
+    async fn finish(&self, progress: &mut Progress, marker: &str, locks: Client, changes: u64, epoch: i64) -> Result<(), Failure> {
         self.enter(progress, Step::Expel, json!({}))?;
+        self.sessions_moved(epoch).await;
         expel(&locks).await.map_err(|error| (Step::Expel, error))?;
         let _ = locks.batch_execute("ROLLBACK").await;
 
@@ -302,6 +308,16 @@ impl Switch {
         self.enter(progress, Step::StartOppositeFeed, json!({}))?;
         (self.start_opposite)(opposite(marker));
         self.enter(progress, Step::Done, json!({"pause_ms": progress.state.pause_ms}))
+    }
+
+    /// Waits until the sessions have gone over. They read their settings, LISTENs and prepared statements from the old
+    /// owner while they move: expelled before that, they would go on without. One that cannot follow ends by itself.
+    async fn sessions_moved(&self, epoch: i64) {
+        let deadline = Instant::now() + MOVE_TIMEOUT;
+        let left = || self.database.sessions.iter().any(|session| session.epoch.load(Ordering::SeqCst) < epoch);
+        while left() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
     }
 
     /// Takes everything back: the old owner goes on.
@@ -390,6 +406,21 @@ pub(super) async fn writable(client: &Client, target: &Target, writable: bool) -
         false => format!("ALTER DATABASE \"{name}\" SET default_transaction_read_only = on"),
     };
     client.batch_execute(&text).await.map_err(|error| detail(&error))
+}
+
+/// Takes the fence away from a former owner that is let go. Only for a database that nobody writes to through the proxy.
+///
+/// # Errors
+/// The server's words.
+pub async fn lift_fence(target: &Target) -> Result<(), String> {
+    let client = connect(target).await?;
+    let fenced = "SELECT EXISTS (SELECT FROM pg_catalog.pg_db_role_setting s JOIN pg_catalog.pg_database d ON d.oid = s.setdatabase
+        WHERE d.datname = pg_catalog.current_database() AND s.setrole = 0 AND 'default_transaction_read_only=on' = ANY (s.setconfig))";
+    let row = client.query_one(fenced, &[]).await.map_err(|error| detail(&error))?;
+    match row.try_get(0) {
+        Ok(true) => writable(&client, target, true).await,
+        _ => Ok(()),
+    }
 }
 
 /// Ends the connections of everyone but understudy to the database of this connection.

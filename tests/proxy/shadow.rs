@@ -1,0 +1,344 @@
+//! A shadow in step with its source: sampled, served, rehearsed, broken.
+
+use crate::{
+    conversations::SCHEMA,
+    harness::{Proxy, ask, connect, database_text, sqlstate, url_text, wait_until},
+    support::{Options, Server},
+};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tokio_postgres::Client;
+use understudy::sql::{CatalogFacts, Classifier};
+
+const MORE: &str = "
+    CREATE TABLE counter (id int PRIMARY KEY, v bigint NOT NULL);
+    INSERT INTO counter SELECT k, 0 FROM generate_series(1, 8) k;
+    CREATE SEQUENCE numbers;
+    CREATE FUNCTION dice() RETURNS int LANGUAGE sql VOLATILE AS 'SELECT 4';
+    CREATE VIEW thrown AS SELECT id, dice() AS pips FROM item;
+";
+const MEMORY_MAX: f64 = 1024.0 * 1024.0;
+
+/// Source, shadow and proxy; the feed is streaming. The proxy ends first.
+pub struct Pair {
+    pub proxy: Proxy,
+    pub source: Server,
+    pub shadow: Server,
+}
+
+impl Pair {
+    pub async fn start(name: &str) -> Pair {
+        let source = Server::start(15, Options::default()).await.unwrap();
+        let shadow = Server::start_like(&source, 18, Options::default()).await.unwrap();
+        source.create_database("shop").await.unwrap();
+        shadow.create_database("shop").await.unwrap();
+        connect(&source.app_url("shop")).await.batch_execute(&format!("{SCHEMA}{MORE}")).await.unwrap();
+        // Limits far out of reach: these tests break the shadow on purpose and look at what sessions do, not at the judge.
+        let text = format!(
+            "{}\n[[database.shadow]]\nname = \"pg18\"\nurl = \"{}\"\nmirror_writes = \"off\"\nsample_reads = 0.0\nserve_reads = 0.0\n\
+             hedge_after = \"2s\"\n[database.shadow.revert]\nmin_requests = 1000000\nerror_rate = 100.0\nmismatch_rate = 100.0\n\
+             latency_ratio = 100000.0\nmax_lag = \"1h\"\n",
+            database_text(&source),
+            url_text(&shadow.superuser_url("shop"))
+        );
+        let proxy = Proxy::start(name, "shadow_memory = \"1MB\"", &text);
+        proxy.rows("SHADOW START pg18").await;
+        let pair = Pair { proxy, source, shadow };
+        pair.in_step().await;
+        pair
+    }
+
+    pub async fn in_step(&self) {
+        let began = Instant::now();
+        loop {
+            let shadow = self.proxy.shadow().await;
+            if shadow.health == "healthy" && shadow.feed.state == "streaming" {
+                return;
+            }
+            assert!(began.elapsed() < Duration::from_secs(40), "{:?}\n{}", shadow.feed, self.proxy.log_text());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    pub async fn client(&self) -> Client {
+        connect(&self.proxy.through(&self.source.app_url("shop"))).await
+    }
+
+    pub async fn set(&self, knob: &str, value: &str) {
+        self.proxy.rows(&format!("SET pg18 {knob} = {value}")).await;
+    }
+
+    pub async fn served(&self) -> u64 {
+        self.proxy.shadow().await.served.reads
+    }
+
+    /// Changes the shadow behind the feed's back.
+    async fn tamper(&self, text: &str) {
+        let client = self.shadow.connect("shop").await.unwrap();
+        client.batch_execute(&format!("BEGIN; SET LOCAL session_replication_role = replica; {text}; COMMIT")).await.unwrap();
+    }
+
+    /// Reads until this session's reads are served.
+    async fn warm_up(&self, client: &Client) {
+        let before = self.served().await;
+        wait_until("reads are served", Duration::from_secs(15), || async {
+            ask(client, "SELECT 1").await;
+            self.served().await > before
+        })
+        .await;
+    }
+}
+
+pub async fn served(pair: &Pair) {
+    let client = pair.client().await;
+    pair.set("serve_reads", "100").await;
+    pair.warm_up(&client).await;
+    pair.tamper("UPDATE item SET v = -1 WHERE id = 1").await;
+    let read = client.prepare("SELECT v FROM item WHERE id = $1").await.unwrap();
+    let before = pair.served().await;
+    for _ in 0..20 {
+        assert_eq!(ask(&client, "SELECT v FROM item WHERE id = 1").await, "-1", "the shadow answers the simple protocol: {:?}", pair.proxy.shadow().await.served);
+        assert_eq!(client.query_one(&read, &[&1]).await.unwrap().get::<_, i32>(0), -1, "and prepared statements");
+        let row = client.query_one("SELECT v, note FROM item WHERE id = $1", &[&1]).await.unwrap();
+        assert_eq!(row.get::<_, i32>(0), -1, "and one-shot statements");
+    }
+    assert!(pair.served().await >= before + 60);
+    // inside a transaction that may write, the owner answers
+    client.batch_execute("BEGIN").await.unwrap();
+    assert_eq!(ask(&client, "SELECT v FROM item WHERE id = 1").await, "10");
+    client.batch_execute("COMMIT").await.unwrap();
+    pair.tamper("UPDATE item SET v = 10 WHERE id = 1").await;
+    pair.set("serve_reads", "0").await;
+    let before = pair.served().await;
+    assert_eq!(ask(&client, "SELECT v FROM item WHERE id = 1").await, "10");
+    assert_eq!(pair.served().await, before);
+}
+
+pub async fn falls_back(pair: &Pair) {
+    let client = pair.client().await;
+    pair.set("serve_reads", "100").await;
+    pair.warm_up(&client).await;
+    let before = pair.proxy.shadow().await.served;
+    pair.tamper("ALTER TABLE item RENAME TO item_away").await;
+    for id in 1..=20 {
+        assert_eq!(ask(&client, &format!("SELECT v FROM item WHERE id = {id}")).await, (id * 10).to_string());
+        assert_eq!(client.query_one("SELECT v FROM item WHERE id = $1", &[&id]).await.unwrap().get::<_, i32>(0), id * 10);
+    }
+    // what fails on both fails for the client, once
+    assert_eq!(sqlstate(client.simple_query("SELECT 1 / (id - 3) FROM item").await), "22012");
+    let after = pair.proxy.shadow().await.served;
+    assert!(after.fallbacks > before.fallbacks, "{after:?}");
+    pair.tamper("ALTER TABLE item_away RENAME TO item").await;
+    pair.warm_up(&client).await;
+    pair.set("serve_reads", "0").await;
+}
+
+pub async fn settings(pair: &Pair) {
+    let client = pair.client().await;
+    pair.set("serve_reads", "100").await;
+    pair.warm_up(&client).await;
+    client.batch_execute("SET TimeZone = 'Asia/Tokyo'; SET DateStyle = 'German'").await.unwrap();
+    for _ in 0..30 {
+        assert_eq!(ask(&client, "SELECT timestamptz '2024-01-31 12:00:00+00'").await, "31.01.2024 21:00:00 JST");
+        assert_eq!(ask(&client, "SELECT current_setting('TimeZone')").await, "Asia/Tokyo");
+    }
+    client.batch_execute("SET search_path = pg_catalog").await.unwrap();
+    assert_eq!(sqlstate(client.simple_query("SELECT v FROM item").await), "42P01", "the session's own search_path decides");
+    client.batch_execute("RESET ALL").await.unwrap();
+    assert_eq!(ask(&client, "SELECT timestamptz '2024-01-31 12:00:00+00'").await, "2024-01-31 12:00:00+00");
+    assert_eq!(ask(&client, "SELECT v FROM item WHERE id = 1").await, "10");
+    pair.set("serve_reads", "0").await;
+}
+
+pub async fn never_served(pair: &Pair) {
+    let client = pair.client().await;
+    pair.set("serve_reads", "100").await;
+    pair.warm_up(&client).await;
+    let before = pair.served().await;
+    for round in 1..=5 {
+        assert_eq!(ask(&client, "SELECT nextval('numbers')").await, round.to_string());
+        for text in [
+            "SELECT dice()",
+            "SELECT * FROM thrown WHERE id = 1",
+            "SELECT id FROM item WHERE dice() = 4 AND id = 1",
+            "SELECT v FROM item WHERE id = 1 FOR UPDATE",
+            "SELECT id FROM item WHERE id = 1 FOR KEY SHARE",
+            "WITH changed AS (UPDATE item SET v = v WHERE id = 1 RETURNING id) SELECT * FROM changed",
+            "SELECT pg_advisory_lock(7), pg_advisory_unlock(7)",
+            "SELECT set_config('application_name', 'x', false)",
+            "SELECT pg_backend_pid()",
+            "SELECT txid_current()",
+            "SELECT 1; SELECT 2",
+        ] {
+            client.simple_query(text).await.unwrap_or_else(|error| panic!("{text}: {error}"));
+            // the write before it must not be what kept it on the owner
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            assert_eq!(pair.served().await, before, "{text}");
+        }
+    }
+    let shadow = pair.shadow.connect("shop").await.unwrap();
+    assert_eq!(ask(&shadow, "SELECT is_called::text FROM numbers").await, "false", "the shadow's sequence was not touched by a read");
+    pair.set("serve_reads", "0").await;
+}
+
+pub async fn no_stale_reads(pair: &Pair) {
+    const LOOPS: i64 = 150;
+    let reader = pair.client().await;
+    pair.set("serve_reads", "100").await;
+    pair.warm_up(&reader).await;
+    let before = pair.served().await;
+    let stop = Arc::new(AtomicBool::new(false));
+    // EXCLUSIVE lets readers in and keeps the feed's writes out: the shadow lags while it answers
+    let holder = pair.shadow.connect("shop").await.unwrap();
+    let (done, held_ms) = (stop.clone(), Arc::new(AtomicI64::new(0)));
+    let counted = held_ms.clone();
+    let holding = tokio::spawn(async move {
+        while !done.load(Ordering::SeqCst) {
+            holder.batch_execute("BEGIN; LOCK TABLE counter IN EXCLUSIVE MODE").await.unwrap();
+            tokio::time::sleep(Duration::from_millis(250)).await;
+            counted.fetch_add(250, Ordering::SeqCst);
+            holder.batch_execute("COMMIT").await.unwrap();
+            tokio::time::sleep(Duration::from_millis(60)).await;
+        }
+    });
+    let mut writers = Vec::new();
+    for id in 1..=4i32 {
+        let client = pair.client().await;
+        writers.push(tokio::spawn(async move {
+            let write = client.prepare("UPDATE counter SET v = $2 WHERE id = $1").await.unwrap();
+            let read = client.prepare("SELECT v FROM counter WHERE id = $1").await.unwrap();
+            for round in 1..=LOOPS {
+                client.execute(&write, &[&id, &round]).await.unwrap();
+                for look in 0..3 {
+                    let seen: i64 = client.query_one(&read, &[&id]).await.unwrap().get(0);
+                    assert_eq!(seen, round, "client {id} read backwards, look {look}");
+                    if look == 1 {
+                        tokio::time::sleep(Duration::from_millis(fastrand::u64(0..30))).await;
+                    }
+                }
+            }
+        }));
+    }
+    let done = stop.clone();
+    let reading = tokio::spawn(async move {
+        while !done.load(Ordering::SeqCst) {
+            // nobody changes item: any state of the shadow is as good
+            assert_eq!(ask(&reader, "SELECT v FROM item WHERE id = 9").await, "90");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    });
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    stop.store(true, Ordering::SeqCst);
+    holding.await.unwrap();
+    reading.await.unwrap();
+    let served = pair.served().await - before;
+    assert!(held_ms.load(Ordering::SeqCst) >= 500 && served > 200, "{served} reads served, feed held {held_ms:?} ms");
+    assert!(pair.proxy.shadow().await.served.fenced > 0, "the fence kept reads on the owner");
+    pair.set("serve_reads", "0").await;
+}
+
+pub async fn compared(pair: &Pair) {
+    let client = pair.client().await;
+    pair.set("sample_reads", "100").await;
+    let start = pair.proxy.shadow().await.compare;
+    // concurrent updates: what moves is not different
+    let mut clients = Vec::new();
+    for id in 1..=3i32 {
+        let client = pair.client().await;
+        clients.push(tokio::spawn(async move {
+            for round in 0..120i64 {
+                client.execute("UPDATE counter SET v = $2 WHERE id = $1", &[&id, &round]).await.unwrap();
+                client.query("SELECT id, v FROM counter ORDER BY id", &[]).await.unwrap();
+                client.query("SELECT sum(v) FROM counter", &[]).await.unwrap();
+            }
+        }));
+    }
+    for client in clients {
+        client.await.unwrap();
+    }
+    wait_until("comparisons are decided", Duration::from_secs(20), || async {
+        let now = pair.proxy.shadow().await.compare;
+        now.same > start.same + 20 && now.same + now.different + now.undecided + now.dropped >= now.sampled
+    })
+    .await;
+    let calm = pair.proxy.shadow().await.compare;
+    assert_eq!(calm.different, start.different, "a false alarm: {:?}", calm.examples);
+
+    const TEXT: &str = "SELECT note FROM item WHERE id = 55";
+    pair.tamper("UPDATE item SET note = 'rotten quince' WHERE id = 55").await;
+    wait_until("the corrupted row is found", Duration::from_secs(15), || async {
+        assert_eq!(ask(&client, TEXT).await, "note 55", "the client gets the source's answer");
+        pair.proxy.shadow().await.compare.different > calm.different
+    })
+    .await;
+    let fingerprint = format!("{:016x}", Classifier::new(CatalogFacts::default()).classify(TEXT.as_bytes()).fingerprint);
+    let shown = serde_json::to_string(&pair.proxy.rows("SHOW MISMATCHES").await).unwrap();
+    assert!(shown.contains(&fingerprint) && shown.contains("different values"), "{fingerprint}: {shown}");
+    for value in ["rotten", "quince", "note 55", "= 55"] {
+        assert!(!shown.contains(value), "{value} is shown: {shown}");
+        assert!(!pair.proxy.log_text().contains(value), "{value} is in the log");
+    }
+    let verified = pair.proxy.tell("VERIFY pg18 TABLE item").await;
+    assert_eq!(verified.code, 1, "{}", verified.stderr);
+    assert!(verified.stderr.contains("id=55") && !verified.stderr.contains("quince"), "{}", verified.stderr);
+    pair.proxy.tell("VERIFY pg18 TABLE item REPAIR").await;
+    let verified = pair.proxy.tell("VERIFY pg18 TABLE item").await;
+    assert_eq!(verified.code, 0, "{}", verified.stderr);
+    pair.set("sample_reads", "0").await;
+}
+
+/// Median latency in microseconds of a fixed mix; every statement must succeed.
+async fn median(clients: &[Client]) -> u128 {
+    let each = clients.iter().enumerate().map(|(id, client)| async move {
+        let mut latencies = Vec::new();
+        for round in 0..60i64 {
+            let began = Instant::now();
+            if round % 4 == 0 {
+                client.execute("UPDATE counter SET v = $2 WHERE id = $1", &[&(id as i32 + 1), &round]).await.unwrap();
+            } else {
+                assert_eq!(client.query("SELECT id, v, note FROM item WHERE id <= 20 ORDER BY id", &[]).await.unwrap().len(), 20);
+            }
+            latencies.push(began.elapsed().as_micros());
+        }
+        latencies
+    });
+    let mut all: Vec<u128> = futures_util::future::join_all(each).await.into_iter().flatten().collect();
+    all.sort_unstable();
+    all[all.len() / 2]
+}
+
+/// Last: the shadow does not survive it.
+pub async fn cannot_hurt(pair: &Pair) {
+    let clients = [pair.client().await, pair.client().await, pair.client().await, pair.client().await];
+    median(&clients).await;
+    let calm = median(&clients).await;
+    pair.set("sample_reads", "100").await;
+    pair.set("mirror_writes", "rehearse").await;
+    median(&clients).await;
+    let rehearsed = pair.proxy.shadow().await.rehearsal;
+    let bound = 3 * calm + 3_000;
+    pair.shadow.pause().unwrap();
+    for round in 0..3 {
+        let now = median(&clients).await;
+        assert!(now <= bound, "round {round}: median {now} µs with a frozen shadow, {calm} µs without");
+        let held = pair.proxy.metric("understudy_traffic_copies_bytes");
+        assert!(held <= MEMORY_MAX, "shadow work holds {held} bytes");
+    }
+    pair.shadow.kill9().unwrap();
+    for round in 0..3 {
+        let now = median(&clients).await;
+        assert!(now <= bound, "round {round}: median {now} µs with a dead shadow, {calm} µs without");
+    }
+    assert!(pair.proxy.metric("understudy_traffic_copies_bytes") <= MEMORY_MAX);
+    assert!(rehearsed.transactions > 0 || !rehearsed.left_out.is_empty() || !rehearsed.undecided.is_empty(), "{rehearsed:?}");
+    for client in &clients {
+        assert_eq!(ask(client, "SELECT v FROM item WHERE id = 2").await, "20");
+    }
+}
