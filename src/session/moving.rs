@@ -128,6 +128,7 @@ impl Attachments {
             None => info.standby_ready.store(false, Ordering::SeqCst),
             Some(target) => {
                 let target = target.clone();
+                self.failed.retain(|(failed, _)| *failed != target);
                 self.open(database, info, identity, &target, true);
             }
         }

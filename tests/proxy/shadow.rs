@@ -102,7 +102,12 @@ pub async fn served(pair: &Pair) {
     let read = client.prepare("SELECT v FROM item WHERE id = $1").await.unwrap();
     let before = pair.served().await;
     for _ in 0..20 {
-        assert_eq!(ask(&client, "SELECT v FROM item WHERE id = 1").await, "-1", "the shadow answers the simple protocol: {:?}", pair.proxy.shadow().await.served);
+        assert_eq!(
+            ask(&client, "SELECT v FROM item WHERE id = 1").await,
+            "-1",
+            "the shadow answers the simple protocol: {:?}",
+            pair.proxy.shadow().await.served
+        );
         assert_eq!(client.query_one(&read, &[&1]).await.unwrap().get::<_, i32>(0), -1, "and prepared statements");
         let row = client.query_one("SELECT v, note FROM item WHERE id = $1", &[&1]).await.unwrap();
         assert_eq!(row.get::<_, i32>(0), -1, "and one-shot statements");
