@@ -83,7 +83,7 @@ pub(super) struct Relay {
     route: Arc<Route>,
     route_changed: watch::Receiver<u64>,
     inside: bool,
-    client_skip: usize,
+    pub client_skip: usize,
     pub server_skip: usize,
     /// Nothing more comes from the client; it may still read what it has asked for.
     client_ended: bool,

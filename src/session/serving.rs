@@ -70,7 +70,8 @@ impl Relay {
             let attached = self.attachments.get(&shadow.target).is_some();
             if !attached {
                 // opened for the reads to come: this one is not kept waiting
-                self.attachments.open(&self.database, &self.info, &self.identity, &shadow.target, false);
+                let next = route.standby.as_ref() == Some(&shadow.target);
+                self.attachments.open(&self.database, &self.info, &self.identity, &shadow.target, false, next);
             }
             if shadow.serve_reads.draw(|| self.chance()) == 0 {
                 continue;

@@ -3,10 +3,9 @@
 
 use super::{
     front_door::{CancelTarget, FrontDoor, LOGIN_TIMEOUT, reach, refuse},
-    relay::{Relay, Server},
+    relay::{Relay, Server, note_parameter},
 };
 use crate::{
-    backend::Stream,
     traffic::{
         copies::Identity,
         database::{Database, SessionInfo, pin},
@@ -215,14 +214,16 @@ impl Server {
 }
 
 /// Runs texts on a server between two transactions and returns the rows of the last one.
-pub(super) async fn ask(stream: &mut Stream, buffer: &mut BytesMut, text: &str) -> Option<Vec<Vec<Option<String>>>> {
+pub(super) async fn ask(server: &mut Server, text: &str) -> Option<Vec<Vec<Option<String>>>> {
     let mut request = BytesMut::new();
     frontend::put_query(&mut request, text.as_bytes());
-    stream.write_all(&request).await.ok()?;
+    server.stream.write_all(&request).await.ok()?;
     let (mut rows, mut failed) = (Vec::new(), false);
     loop {
-        let message = next(stream, buffer).await?;
+        let message = next(&mut server.stream, &mut server.from).await?;
         match message.tag {
+            // what we set here must not reach the client later as the value of its start-up
+            b'S' => note_parameter(&mut server.parameters, &message.body),
             b'T' => rows.clear(),
             b'D' => {
                 let values = wire::backend::data_row(&message.body)?;
