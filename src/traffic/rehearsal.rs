@@ -44,7 +44,8 @@ enum Outcome {
 impl Rehearser {
     /// For a shadow.
     pub fn new(database: Arc<Database>, shadow: Arc<ShadowRoute>) -> Self {
-        let set_up = "SET lock_timeout = '250ms'; SET statement_timeout = '1500ms'; SET synchronous_commit = off";
+        // after a rollback the shadow's database refuses writes by default: that says nothing about the client's write
+        let set_up = "SET default_transaction_read_only = off; SET lock_timeout = '250ms'; SET statement_timeout = '1500ms'; SET synchronous_commit = off";
         Rehearser { runner: Runner::new(database, shadow.target.clone(), set_up, STATEMENT_LIMIT), shadow }
     }
 
