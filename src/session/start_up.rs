@@ -55,7 +55,6 @@ pub(super) async fn run(door: Arc<FrontDoor>, database: Arc<Database>, client: C
         terminate: tokio::sync::Notify::new(),
     });
     let replication = find(b"replication").is_some_and(|value| !matches!(value.as_str(), "false" | "off" | "no" | "0"));
-    database.sessions.insert(id, info.clone());
     let key = door.cancel_key(id);
     serve(&door, &database, client, info, &key, replication).await;
     door.cancels.remove(&key);
@@ -115,6 +114,11 @@ async fn serve(
     info.epoch.store(epoch, std::sync::atomic::Ordering::SeqCst);
     if replication {
         info.pins.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(pin::REPLICATION);
+    }
+    // From here on, not before: a cutover waits until every session has its connection to the next owner, and a client
+    // that is slow to log in must not make it wait. Such a session looks at the owner before its first statement.
+    database.sessions.insert(info.id, info.clone());
+    if replication {
         return pass_through(client.stream, from_client, server).await;
     }
     let own = |name: &Bytes| [&b"user"[..], b"database", b"replication"].contains(&&name[..]);
