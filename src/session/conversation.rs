@@ -38,6 +38,8 @@ pub struct Statement {
     pub parse: Arc<Parse>,
     /// What it is.
     pub class: Arc<Class>,
+    /// The classifier's generation of facts that say so.
+    pub facts: u64,
     /// The server generation on which it exists; see [`Conversation::generation`].
     pub prepared_on: u32,
 }
@@ -332,7 +334,7 @@ impl Conversation {
                 let mut rest = body;
                 if let (Some(portal), Some(name)) = (take_cstr(&mut rest), take_cstr(&mut rest)) {
                     forward.before = self.inject(name);
-                    self.bind(portal, name, rest);
+                    self.bind(portal, name, rest, classifier);
                 } else {
                     self.open().opaque = true;
                 }
@@ -372,10 +374,11 @@ impl Conversation {
             self.open().opaque = true;
             return;
         };
+        let facts = classifier.generation();
         let class = classifier.classify(text);
         let name = Bytes::copy_from_slice(name);
         let parse = Arc::new(Parse { name: name.clone(), query: Bytes::copy_from_slice(text), types: Bytes::copy_from_slice(rest) });
-        let statement = Statement { parse, class, prepared_on: self.generation };
+        let statement = Statement { parse, class, facts, prepared_on: self.generation };
         self.open().pending.push_back(Pending::Parse { name, statement });
     }
 
@@ -412,8 +415,18 @@ impl Conversation {
         Some(bytes)
     }
 
-    fn bind(&mut self, portal: &[u8], name: &[u8], rest: &[u8]) {
-        let found = self.lookup(name);
+    fn bind(&mut self, portal: &[u8], name: &[u8], rest: &[u8], classifier: &Classifier) {
+        let mut found = self.lookup(name);
+        if let Some((statement, _)) = &mut found
+            && statement.facts != classifier.generation()
+        {
+            // what it reaches may have changed since it was parsed
+            statement.facts = classifier.generation();
+            statement.class = classifier.classify(&statement.parse.query);
+            if let Some(stored) = self.statements.get_mut(name).filter(|stored| stored.parse == statement.parse) {
+                (stored.facts, stored.class) = (statement.facts, statement.class.clone());
+            }
+        }
         self.open();
         let recording = self.recording;
         // whatever the name meant before: an Execute must not take the old portal for this one
@@ -565,7 +578,7 @@ impl Conversation {
 
     /// Remembers the unnamed statement of a read that a shadow served: the owner has not seen it.
     pub fn served_unnamed(&mut self, parse: Arc<Parse>, class: Arc<Class>) {
-        self.remember(Bytes::new(), Statement { parse, class, prepared_on: 0 });
+        self.remember(Bytes::new(), Statement { parse, class, facts: 0, prepared_on: 0 });
     }
 
     fn ready(&mut self, body: &[u8]) -> FromServer {

@@ -265,6 +265,18 @@ fn settings_with_a_dot_are_asked_for_by_name() {
 }
 
 #[test]
+fn a_prepared_statement_is_judged_by_the_facts_of_today() {
+    let mut talk = Talk::new();
+    talk.client(&[P, S]);
+    talk.server(&[(b'1', b""), IDLE]);
+    let facts = talk.conversation.statement(b"s1").unwrap().facts;
+    talk.classifier.replace_facts(CatalogFacts::builtin_only());
+    talk.client(&[B, E, S]);
+    talk.server(&[(b'2', b""), DONE, IDLE]);
+    assert_eq!(talk.conversation.statement(b"s1").unwrap().facts, facts + 1);
+}
+
+#[test]
 fn a_lock_taken_before_an_error_pins() {
     let mut talk = Talk::new();
     talk.client(&[(b'Q', b"select pg_advisory_lock(1), 1/0\0")]);
