@@ -110,8 +110,9 @@ async fn judge_and_climb(controller: Arc<Controller>, managed: Arc<Managed>, sha
     loop {
         interval.tick().await;
         let max_lag = shadow.config.load().revert.max_lag;
-        let in_step =
-            shadow.feed().is_some_and(|(feed, direction)| managed.feeds_from_owner(direction) && feed.is_streaming() && feed.lag() <= max_lag);
+        let in_step = shadow
+            .feed()
+            .is_some_and(|(feed, direction)| managed.feeds_from_owner(direction) && feed.is_streaming() && feed.lag() <= max_lag);
         let was_in_step = shadow.route.in_step.swap(in_step, Ordering::SeqCst);
         let serving = shadow.route.serve_reads.get();
         if serving <= 0.0 {

@@ -207,9 +207,14 @@ impl Conversation {
         let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'$');
         for word in text.split(|byte| !plain(byte)) {
             let parts = || word.split(|byte| *byte == b'.');
-            let named = parts().count() > 1 && parts().all(|part| part.first().is_some_and(|first| !first.is_ascii_digit() && *first != b'$'));
+            let named =
+                parts().count() > 1 && parts().all(|part| part.first().is_some_and(|first| !first.is_ascii_digit() && *first != b'$'));
             let Ok(word) = std::str::from_utf8(word) else { continue };
-            if named && word.len() < CUSTOM_NAME_BYTES_MAX && self.custom.len() < CUSTOM_MAX && !self.custom.iter().any(|known| known == word) {
+            if named
+                && word.len() < CUSTOM_NAME_BYTES_MAX
+                && self.custom.len() < CUSTOM_MAX
+                && !self.custom.iter().any(|known| known == word)
+            {
                 self.custom.push(word.to_owned());
             }
         }

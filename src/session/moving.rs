@@ -258,7 +258,13 @@ impl Relay {
             }
             if self.server_gone && self.state_version != 0 {
                 tracing::error!(session = self.info.id, "the old owner closed this session before its settings could be read");
-                wire::backend::put_error(&mut self.to_client, "FATAL", "57P01", "terminating connection due to administrator command", None);
+                wire::backend::put_error(
+                    &mut self.to_client,
+                    "FATAL",
+                    "57P01",
+                    "terminating connection due to administrator command",
+                    None,
+                );
                 return Err(io::ErrorKind::ConnectionAborted.into());
             }
             if Instant::now() > deadline {
@@ -327,9 +333,7 @@ impl Relay {
         )
         .await;
         let channels = ask(&mut self.server, "SELECT * FROM pg_catalog.pg_listening_channels()").await;
-        let prepared =
-            ask(&mut self.server, "SELECT statement FROM pg_catalog.pg_prepared_statements WHERE from_sql")
-                .await;
+        let prepared = ask(&mut self.server, "SELECT statement FROM pg_catalog.pg_prepared_statements WHERE from_sql").await;
         let custom = self.conversation.custom_settings();
         let custom = match custom.is_empty() {
             true => Some(Vec::new()),

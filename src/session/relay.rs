@@ -219,8 +219,11 @@ impl Relay {
 
     /// Waits for whatever can happen next and takes the bytes that came.
     async fn wait(&mut self, held: bool) -> Result<(), io::Error> {
-        let read_client =
-            !self.client_gone && !self.client_ended && !held && self.to_server.len() < WAITING_BYTES_MAX && self.from_client.len() < 2 * INSPECT_BYTES_MAX;
+        let read_client = !self.client_gone
+            && !self.client_ended
+            && !held
+            && self.to_server.len() < WAITING_BYTES_MAX
+            && self.from_client.len() < 2 * INSPECT_BYTES_MAX;
         let read_server = !self.server_gone && self.to_client.len() < WAITING_BYTES_MAX;
         let client_interest = interest(read_client, !self.to_client.is_empty() && !self.client_gone);
         let server_interest = interest(read_server, !self.to_server.is_empty() && !self.server_gone);
