@@ -24,6 +24,10 @@ use std::{
 /// Prepared statements remembered per session, so that they can be prepared again elsewhere; beyond it a session counts as
 /// not movable rather than growing without bound.
 const STATEMENTS_MAX: usize = 10_000;
+/// Names of custom settings remembered per session.
+const CUSTOM_MAX: usize = 64;
+/// Longest such name.
+const CUSTOM_NAME_BYTES_MAX: usize = 128;
 /// Operations remembered per cycle for copies; longer pipelines are not copied.
 const OPERATIONS_MAX: usize = 64;
 
@@ -34,6 +38,8 @@ pub struct Statement {
     pub parse: Arc<Parse>,
     /// What it is.
     pub class: Arc<Class>,
+    /// The classifier's generation of facts that say so.
+    pub facts: u64,
     /// The server generation on which it exists; see [`Conversation::generation`].
     pub prepared_on: u32,
 }
@@ -146,6 +152,8 @@ pub struct Conversation {
     batch_open: bool,
     /// The server is in COPY IN for an extended Execute: it ignores Sync until CopyDone or CopyFail.
     copy_in: bool,
+    /// Names of settings with a dot that the client may have set.
+    custom: Vec<String>,
     /// The server waits for CopyData of either protocol.
     data_wanted: bool,
     status: TransactionStatus,
@@ -167,6 +175,7 @@ impl Default for Conversation {
             cycles: VecDeque::new(),
             batch_open: false,
             copy_in: false,
+            custom: Vec::new(),
             data_wanted: false,
             status: TransactionStatus::Idle,
             statements: HashMap::new(),
@@ -184,6 +193,31 @@ impl Conversation {
     #[inline]
     pub fn at_boundary(&self) -> bool {
         self.cycles.is_empty() && !self.batch_open && self.status == TransactionStatus::Idle
+    }
+
+    /// A query for those settings of extensions and applications (`app.tenant`) that the client may have set: pg_settings does
+    /// not list them. Empty: none.
+    pub fn custom_settings(&self) -> String {
+        let names = self.custom.iter().map(|name| format!("SELECT '{name}', pg_catalog.current_setting('{name}', true)"));
+        names.collect::<Vec<_>>().join(" UNION ALL ")
+    }
+
+    /// Remembers every word that may be the name of such a setting; one too many does no harm.
+    fn note_custom_settings(&mut self, text: &[u8]) {
+        let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'$');
+        for word in text.split(|byte| !plain(byte)) {
+            let parts = || word.split(|byte| *byte == b'.');
+            let named =
+                parts().count() > 1 && parts().all(|part| part.first().is_some_and(|first| !first.is_ascii_digit() && *first != b'$'));
+            let Ok(word) = std::str::from_utf8(word) else { continue };
+            if named
+                && word.len() < CUSTOM_NAME_BYTES_MAX
+                && self.custom.len() < CUSTOM_MAX
+                && !self.custom.iter().any(|known| known == word)
+            {
+                self.custom.push(word.to_owned());
+            }
+        }
     }
 
     /// The client has asked for something that the server can still answer without another byte of the client.
@@ -284,6 +318,9 @@ impl Conversation {
                 let text = body.strip_suffix(b"\0").unwrap_or(body);
                 let class = classifier.classify(text);
                 let recording = self.recording;
+                if class.session_effects.contains(&SessionEffect::Set) {
+                    self.note_custom_settings(text);
+                }
                 let cycle = self.open();
                 cycle.note(&class, text);
                 let operation = recording.then(|| Operation::Simple(Bytes::copy_from_slice(text)));
@@ -302,7 +339,7 @@ impl Conversation {
                 let mut rest = body;
                 if let (Some(portal), Some(name)) = (take_cstr(&mut rest), take_cstr(&mut rest)) {
                     forward.before = self.inject(name);
-                    self.bind(portal, name, rest);
+                    self.bind(portal, name, rest, classifier);
                 } else {
                     self.open().opaque = true;
                 }
@@ -342,10 +379,11 @@ impl Conversation {
             self.open().opaque = true;
             return;
         };
+        let facts = classifier.generation();
         let class = classifier.classify(text);
         let name = Bytes::copy_from_slice(name);
         let parse = Arc::new(Parse { name: name.clone(), query: Bytes::copy_from_slice(text), types: Bytes::copy_from_slice(rest) });
-        let statement = Statement { parse, class, prepared_on: self.generation };
+        let statement = Statement { parse, class, facts, prepared_on: self.generation };
         self.open().pending.push_back(Pending::Parse { name, statement });
     }
 
@@ -382,13 +420,27 @@ impl Conversation {
         Some(bytes)
     }
 
-    fn bind(&mut self, portal: &[u8], name: &[u8], rest: &[u8]) {
-        let found = self.lookup(name);
+    fn bind(&mut self, portal: &[u8], name: &[u8], rest: &[u8], classifier: &Classifier) {
+        let mut found = self.lookup(name);
+        if let Some((statement, _)) = &mut found
+            && statement.facts != classifier.generation()
+        {
+            // what it reaches may have changed since it was parsed
+            statement.facts = classifier.generation();
+            statement.class = classifier.classify(&statement.parse.query);
+            if let Some(stored) = self.statements.get_mut(name).filter(|stored| stored.parse == statement.parse) {
+                (stored.facts, stored.class) = (statement.facts, statement.class.clone());
+            }
+        }
         self.open();
         let recording = self.recording;
         // whatever the name meant before: an Execute must not take the old portal for this one
         self.portals.retain(|(existing, ..)| existing != portal);
         if let Some((statement, parsed_here)) = found {
+            if statement.class.session_effects.contains(&SessionEffect::Set) {
+                self.note_custom_settings(&statement.parse.query);
+                self.note_custom_settings(rest); // set_config($1, $2, $3)
+            }
             let bind = if recording { Bytes::copy_from_slice(rest) } else { Bytes::new() };
             if self.portals.len() < OPERATIONS_MAX {
                 self.portals.push((Bytes::copy_from_slice(portal), statement, bind, parsed_here));
@@ -531,7 +583,7 @@ impl Conversation {
 
     /// Remembers the unnamed statement of a read that a shadow served: the owner has not seen it.
     pub fn served_unnamed(&mut self, parse: Arc<Parse>, class: Arc<Class>) {
-        self.remember(Bytes::new(), Statement { parse, class, prepared_on: 0 });
+        self.remember(Bytes::new(), Statement { parse, class, facts: 0, prepared_on: 0 });
     }
 
     fn ready(&mut self, body: &[u8]) -> FromServer {

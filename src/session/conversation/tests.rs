@@ -251,6 +251,32 @@ fn answers_are_owed_only_while_the_server_can_give_them() {
 }
 
 #[test]
+fn settings_with_a_dot_are_asked_for_by_name() {
+    let mut talk = Talk::new();
+    assert_eq!(talk.conversation.custom_settings(), "");
+    talk.client(&[(b'Q', b"set app.tenant = '4.2'\0"), (b'Q', b"select set_config('my.\\user', 'x', false)\0")]);
+    talk.client(&[(b'P', b"\0select set_config($1, $2, false)\0\0\0"), (b'B', b"\0\0\0\0\0\x02\0\0\0\x07app.who\0\0\0\x011\0\0"), E, S]);
+    let text = talk.conversation.custom_settings();
+    assert_eq!(
+        text,
+        "SELECT 'app.tenant', pg_catalog.current_setting('app.tenant', true) UNION ALL \
+         SELECT 'app.who', pg_catalog.current_setting('app.who', true)"
+    );
+}
+
+#[test]
+fn a_prepared_statement_is_judged_by_the_facts_of_today() {
+    let mut talk = Talk::new();
+    talk.client(&[P, S]);
+    talk.server(&[(b'1', b""), IDLE]);
+    let facts = talk.conversation.statement(b"s1").unwrap().facts;
+    talk.classifier.replace_facts(CatalogFacts::builtin_only());
+    talk.client(&[B, E, S]);
+    talk.server(&[(b'2', b""), DONE, IDLE]);
+    assert_eq!(talk.conversation.statement(b"s1").unwrap().facts, facts + 1);
+}
+
+#[test]
 fn a_lock_taken_before_an_error_pins() {
     let mut talk = Talk::new();
     talk.client(&[(b'Q', b"select pg_advisory_lock(1), 1/0\0")]);
