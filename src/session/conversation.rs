@@ -16,7 +16,7 @@ use crate::{
 };
 use bytes::{Bytes, BytesMut};
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::Arc,
     time::Instant,
 };
@@ -24,6 +24,10 @@ use std::{
 /// Prepared statements remembered per session, so that they can be prepared again elsewhere; beyond it a session counts as
 /// not movable rather than growing without bound.
 const STATEMENTS_MAX: usize = 10_000;
+/// Names of own settings remembered per session.
+const OWN_SETTINGS_MAX: usize = 200;
+/// Longest name of an own setting that is remembered.
+const OWN_SETTING_BYTES_MAX: usize = 200;
 /// Operations remembered per cycle for copies; longer pipelines are not copied.
 const OPERATIONS_MAX: usize = 64;
 
@@ -155,6 +159,9 @@ pub struct Conversation {
     pub recording: bool,
     /// More statements were prepared than are remembered.
     pub forgot_statements: bool,
+    /// Names that statements about settings have mentioned and that can only be those of an application's own settings
+    /// (`app.user_id`). `pg_settings` does not list these.
+    pub own_settings: BTreeSet<String>,
 }
 
 impl Default for Conversation {
@@ -170,6 +177,7 @@ impl Default for Conversation {
             pins: Vec::new(),
             recording: false,
             forgot_statements: false,
+            own_settings: BTreeSet::new(),
         }
     }
 }
@@ -525,7 +533,11 @@ impl Conversation {
     fn apply(&mut self, effect: SessionEffect, text: &[u8]) -> bool {
         use crate::traffic::database::pin;
         let pin = match effect {
-            SessionEffect::Set | SessionEffect::Reset => pin::SETTINGS,
+            SessionEffect::Set | SessionEffect::Reset => {
+                let room = OWN_SETTINGS_MAX.saturating_sub(self.own_settings.len());
+                self.own_settings.extend(dotted_names(text).take(room).map(str::to_owned));
+                pin::SETTINGS
+            }
             SessionEffect::Listen | SessionEffect::Unlisten => pin::LISTEN,
             SessionEffect::TempTable => pin::TEMPORARY_TABLE,
             SessionEffect::DeclareHold => pin::HELD_CURSOR,
@@ -571,10 +583,21 @@ impl Cycle {
     fn note(&mut self, class: &Class, text: &[u8]) {
         self.wrote |= class.kind != Kind::Read;
         if !class.session_effects.is_empty() {
-            let text = if class.session_effects.contains(&SessionEffect::Deallocate) { Bytes::copy_from_slice(text) } else { Bytes::new() };
+            let told = |effect| matches!(effect, &SessionEffect::Deallocate | &SessionEffect::Set | &SessionEffect::Reset);
+            let text = if class.session_effects.iter().any(told) { Bytes::copy_from_slice(text) } else { Bytes::new() };
             self.effects.extend(class.session_effects.iter().map(|effect| (*effect, text.clone())));
         }
     }
+}
+
+/// Words with a dot in the middle: what names an application's own setting, in `SET` as in `set_config()`. Too many are
+/// found (`public.item`), and harmless: the server is asked which of them it knows.
+fn dotted_names(text: &[u8]) -> impl Iterator<Item = &str> {
+    let words = text.split(|byte| !(byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'$')));
+    let starts_well = |part: &str| part.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');
+    words
+        .filter_map(|word| std::str::from_utf8(word).ok())
+        .filter(move |word| word.len() <= OWN_SETTING_BYTES_MAX && word.contains('.') && word.split('.').all(starts_well))
 }
 
 fn split_target(body: &[u8]) -> Option<(u8, &[u8])> {

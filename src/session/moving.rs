@@ -302,13 +302,14 @@ impl Relay {
             return Some(());
         }
         // What SET, RESET, set_config() and their rollbacks have left is what the server says it is.
-        let settings = ask(
-            &mut self.server.stream,
-            &mut self.server.from,
+        let mut question = String::from(
             "SELECT name, setting FROM pg_catalog.pg_settings WHERE source = 'session' AND context IN ('user', 'superuser')
              UNION ALL SELECT 'role', pg_catalog.current_setting('role') WHERE pg_catalog.current_setting('role') <> 'none'",
-        )
-        .await;
+        );
+        for name in self.conversation.own_settings.iter().map(|name| literal(name)) {
+            question.push_str(&format!(" UNION ALL SELECT {name}, pg_catalog.current_setting({name}, true)"));
+        }
+        let settings = ask(&mut self.server.stream, &mut self.server.from, &question).await;
         let channels = ask(&mut self.server.stream, &mut self.server.from, "SELECT * FROM pg_catalog.pg_listening_channels()").await;
         let prepared =
             ask(&mut self.server.stream, &mut self.server.from, "SELECT statement FROM pg_catalog.pg_prepared_statements WHERE from_sql")

@@ -183,6 +183,20 @@ fn whole_cycles_are_recognised() {
     assert_eq!(whole_cycle(&buffer, 10), None, "too long");
 }
 
+#[test]
+fn names_of_own_settings_are_found_wherever_they_stand() {
+    for (text, expected) in [
+        ("SET app.user_id = '7'", &["app.user_id"][..]),
+        ("set local \"my.own\" to 1.5; SET a.b.c = d", &["my.own", "a.b.c"]),
+        ("SELECT set_config('app.tenant', $1, false), 1.25, x'y.'", &["app.tenant"]),
+        ("SET search_path = public", &[]),
+        (". .. a. .b 1.a a.1", &[]),
+    ] {
+        assert_eq!(dotted_names(text.as_bytes()).collect::<Vec<_>>(), expected, "{text}");
+    }
+    assert_eq!(dotted_names(b"\xff.\xfe a.\xff").count(), 0);
+}
+
 proptest! {
     /// No sequence of messages of either side makes the bookkeeping panic, and a boundary has nothing outstanding.
     #[test]
