@@ -1,10 +1,10 @@
 //! Bad input of every kind gets an exit code that scripts can rely on and a message that says what to do.
 
-mod support;
 #[path = "proxy/harness.rs"]
 mod harness;
 #[path = "bad_input/protocol.rs"]
 mod protocol;
+mod support;
 
 use harness::{PROGRAM, Proxy, connect, database_text, folder, section, url_text};
 use std::{
@@ -83,7 +83,8 @@ fn a_wrong_file_is_refused_with_line_and_reason_by_every_command() {
         let config = write(&folder, &GOOD.replacen(from, to, 1));
         let config = config.to_str().unwrap();
         let place = format!("proxy.toml line {line}: ");
-        for arguments in [&["run", "--config", config][..], &["check", "--config", config], &["ctl", "--config", config, "SHOW", "VERSION"]] {
+        for arguments in [&["run", "--config", config][..], &["check", "--config", config], &["ctl", "--config", config, "SHOW", "VERSION"]]
+        {
             let outcome = understudy(arguments);
             outcome.expect(to, 2, &[part, &place]);
             assert!(!outcome.output.contains(":pw@"), "a password is shown: {}", outcome.output);
@@ -97,7 +98,9 @@ fn a_wrong_file_is_refused_with_line_and_reason_by_every_command() {
 
 #[test]
 fn wrong_words_on_the_command_line() {
-    for arguments in [&["rum"][..], &["run", "--confg", "x"], &["ctl"], &["verify"], &["demo", "--break", "everything"], &["model", "train"], &[]] {
+    for arguments in
+        [&["rum"][..], &["run", "--confg", "x"], &["ctl"], &["verify"], &["demo", "--break", "everything"], &["model", "train"], &[]]
+    {
         understudy(arguments).expect(&format!("{arguments:?}"), 2, &["--help"]);
     }
     understudy(&["--help"]).expect("--help", 0, &["check", "ctl", "demo"]);
@@ -134,7 +137,9 @@ async fn unreachable(source: &Server) {
     let nowhere = format!("postgres://app:hush@127.0.0.1:{}/shop", free_port().unwrap());
     let here = url_text(&source.superuser_url("shop"));
     let file = |source: &str, shadow: &str| {
-        let text = format!("{proxy}[[database]]\nname = \"shop\"\nsource = \"{source}\"\n[[database.shadow]]\nname = \"pg18\"\nurl = \"{shadow}\"\n");
+        let text = format!(
+            "{proxy}[[database]]\nname = \"shop\"\nsource = \"{source}\"\n[[database.shadow]]\nname = \"pg18\"\nurl = \"{shadow}\"\n"
+        );
         write(&folder, &text).to_str().unwrap().to_owned()
     };
     let config = file(&nowhere, &here);

@@ -5,7 +5,8 @@ mod pair;
 
 use pair::Server;
 use understudy::{
-    check::{Finding, Severity, assess, pg_dump, render},
+    cdc::pg_dump,
+    check::{Finding, Severity, assess, render},
     config,
 };
 

@@ -414,6 +414,31 @@ async fn http_commands() {
 }
 
 #[tokio::test]
+async fn http_commands_need_the_configured_user() {
+    let http = http().await;
+    *http.operator.user.lock().unwrap() = operator_user();
+    let plain = [HOST, "X-Understudy: 1", "Content-Type: application/json"];
+    // printf %s "operator:pa'ss" | base64, and with another password
+    let (right, wrong) = ("Authorization: Basic b3BlcmF0b3I6cGEnc3M=", "Authorization: Basic b3BlcmF0b3I6cGEnc3g=");
+    let body = r#"{"command": "APPROVE 3"}"#;
+    for headers in [plain.to_vec(), [&plain[..], &[wrong]].concat()] {
+        let reply = request(&http, "POST", "/api/command", &headers, body).await;
+        assert_eq!(reply.status, 401, "{}", reply.body);
+        assert!(reply.head.contains("www-authenticate: basic realm=\"understudy\""), "{}", reply.head);
+        let answer = serde_json::from_str::<Value>(&reply.body).unwrap();
+        assert!(answer["error"].as_str().unwrap().contains("[proxy.console]"), "{answer}");
+    }
+    assert!(http.operator.heard.lock().unwrap().is_empty(), "nothing was carried out");
+    let reply = request(&http, "POST", "/api/command", &[&plain[..], &[right]].concat(), body).await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    assert_eq!(http.operator.heard.lock().unwrap()[0].1, "operator", "the record of decisions names who it was");
+    // the password does not replace the header that other sites' pages cannot send
+    let forged = request(&http, "POST", "/api/command", &[HOST, "Content-Type: application/json", right], body).await;
+    assert_eq!(forged.status, 403, "{}", forged.body);
+    assert_eq!(request(&http, "GET", "/api/state", &[HOST], "").await.status, 200, "reading stays open");
+}
+
+#[tokio::test]
 async fn http_shuts_down_although_a_client_stays() {
     let http = http().await;
     let _idle = TcpStream::connect(http.address).await.unwrap();

@@ -1,18 +1,18 @@
 //! What clients and operators may rely on, with the real program in front of real servers.
 
-mod support;
-#[path = "proxy/harness.rs"]
-mod harness;
 #[path = "proxy/conversations.rs"]
 mod conversations;
 #[path = "proxy/differential.rs"]
 mod differential;
+#[path = "proxy/harness.rs"]
+mod harness;
 #[path = "proxy/operators.rs"]
 mod operators;
-#[path = "proxy/shadow.rs"]
-mod shadow;
 #[path = "proxy/ownership.rs"]
 mod ownership;
+#[path = "proxy/shadow.rs"]
+mod shadow;
+mod support;
 
 use harness::{Proxy, connect, database_text, section, url_text};
 use support::{Options, Server};

@@ -369,7 +369,9 @@ impl Applier {
             self.client
                 .execute(
                     "INSERT INTO understudy.progress (feed, phase, commit_lsn, end_lsn)
-                     VALUES ($1, 'streaming', $2::text::pg_lsn, $3::text::pg_lsn)",
+                     VALUES ($1, 'streaming', $2::text::pg_lsn, $3::text::pg_lsn)
+                     ON CONFLICT (feed) DO UPDATE SET phase = excluded.phase, commit_lsn = excluded.commit_lsn, end_lsn = excluded.end_lsn,
+                         at = now()",
                     &[&self.shared.feed, &group.commit_lsn.to_string(), &group.end.to_string()],
                 )
                 .await

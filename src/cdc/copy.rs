@@ -54,6 +54,11 @@ pub(super) async fn run(shared: &Shared) -> Result<(), CdcError> {
             shared.copy.done.store(true, Ordering::Relaxed);
             return Ok(());
         }
+        // it equalled the owner at a marker: there is nothing to copy
+        Some(phase) if install::awaited_marker(phase).is_some() => {
+            shared.copy.done.store(true, Ordering::Relaxed);
+            return Ok(());
+        }
         Some(_) => clean(shared, &follower).await?,
         None => {}
     }

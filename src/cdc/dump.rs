@@ -2,7 +2,7 @@
 //!
 //! Deliberately absent: our own idea of DDL. pg_dump of the owner's version or newer knows everything there is.
 
-use super::{CdcError, names::PREFIX};
+use super::{CdcError, names::PREFIX, pg_dump};
 use crate::config::ServerUrl;
 use std::{
     path::{Path, PathBuf},
@@ -22,62 +22,12 @@ pub(super) enum Section {
     PostData,
 }
 
-/// Places where a pg_dump may be, in order.
-fn candidates() -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    if let Some(path) = std::env::var_os("UNDERSTUDY_PG_DUMP") {
-        found.push(PathBuf::from(path));
-    }
-    if let Some(path) = std::env::var_os("PATH") {
-        found.extend(std::env::split_paths(&path).map(|folder| folder.join("pg_dump")));
-    }
-    let children = |folder: &Path| -> Vec<PathBuf> {
-        let mut list: Vec<PathBuf> =
-            std::fs::read_dir(folder).map(|entries| entries.flatten().map(|entry| entry.path()).collect()).unwrap_or_default();
-        list.sort();
-        list
-    };
-    for folder in children(Path::new("/usr/lib/postgresql")) {
-        found.push(folder.join("bin/pg_dump"));
-    }
-    for kind in children(Path::new(".deps")) {
-        found.push(kind.join("bin/pg_dump"));
-        for version in children(&kind) {
-            found.push(version.join("bin/pg_dump"));
-        }
-    }
-    found.retain(|path| path.is_file());
-    found
-}
-
-/// The major version in `pg_dump (PostgreSQL) 15.14 (Debian …)`.
-fn major(output: &str) -> Option<u32> {
-    let version = output.split_once("(PostgreSQL)")?.1.trim_start();
-    let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
-    digits.parse().ok()
-}
-
 /// A pg_dump that can read a server of this major version.
 pub(super) async fn find(server_major: u32) -> Result<PathBuf, CdcError> {
-    let mut found = Vec::new();
-    for path in candidates() {
-        let Ok(output) = Command::new(&path).arg("--version").stdin(Stdio::null()).output().await else { continue };
-        if let Some(version) = major(&String::from_utf8_lossy(&output.stdout)) {
-            found.push((version, path));
-        }
-    }
-    choose(found, server_major)
-}
-
-/// The oldest that is new enough; of equals the first found.
-fn choose(found: Vec<(u32, PathBuf)>, server_major: u32) -> Result<PathBuf, CdcError> {
-    let best = found.iter().filter(|(version, _)| *version >= server_major).min_by_key(|(version, _)| *version);
-    best.map(|(_, path)| path.clone()).ok_or_else(|| {
-        let seen: Vec<String> = found.iter().map(|(version, path)| format!("{} ({version})", path.display())).collect();
-        let seen = if seen.is_empty() { "none".to_owned() } else { seen.join(", ") };
+    pg_dump::find(server_major).await.map_err(|reason| {
         CdcError::Setup(format!(
-            "copying the schema of a PostgreSQL {server_major} needs a pg_dump of version {server_major} or newer; found: {seen}. \
-             Install postgresql-client-{server_major}, or set UNDERSTUDY_PG_DUMP to its path"
+            "the schema of a PostgreSQL {server_major} cannot be copied: {reason}. Install postgresql-client-{server_major}, or set \
+             UNDERSTUDY_PG_DUMP to its path"
         ))
     })
 }
@@ -159,26 +109,6 @@ pub(super) fn fit(text: &str, target_version: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn reads_versions() {
-        assert_eq!(major("pg_dump (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)\n"), Some(15));
-        assert_eq!(major("pg_dump (PostgreSQL) 18beta1"), Some(18));
-        assert_eq!(major("pg_dump: x"), None);
-    }
-
-    #[test]
-    fn chooses_the_oldest_that_is_new_enough() {
-        let found = || vec![(15, PathBuf::from("/a")), (18, PathBuf::from("/b")), (17, PathBuf::from("/c")), (15, PathBuf::from("/d"))];
-        for (server, expected) in [(14, "/a"), (15, "/a"), (16, "/c"), (17, "/c"), (18, "/b")] {
-            assert_eq!(choose(found(), server).unwrap(), PathBuf::from(expected), "{server}");
-        }
-        let error = choose(found(), 19).unwrap_err().to_string();
-        for part in ["PostgreSQL 19", "/a (15)", "UNDERSTUDY_PG_DUMP", "postgresql-client-19"] {
-            assert!(error.contains(part), "{error}");
-        }
-        assert!(choose(Vec::new(), 14).unwrap_err().to_string().contains("found: none"));
-    }
 
     #[test]
     fn leaves_out_what_does_not_belong() {

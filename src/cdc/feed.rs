@@ -46,9 +46,9 @@ const PATIENCE: Duration = Duration::from_millis(10);
 /// Where a feed begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// Install, copy, stream. Goes on streaming if the copy had finished; takes back and repeats one that had not.
+    /// Install, copy, stream. Goes on streaming if the copy had finished or was never needed ([`super::arm_behind`]); takes back and repeats one that had not.
     Copy,
-    /// Go on from the stored progress.
+    /// Go on from the stored progress, or from the marker of [`super::arm_behind`].
     Resume,
     /// The slot was made by [`super::arm`] and the follower equals the owner at the transaction with this marker: everything before
     /// it is discarded.
@@ -360,6 +360,13 @@ async fn read_progress(client: &tokio_postgres::Client, feed: &str) -> Result<Op
     row.map(|row| Ok(Progress { end: session::lsn(row.get(0))?, confirmed: session::lsn(row.get(1))? })).transpose()
 }
 
+/// The marker behind which the feed begins, while it has not met it.
+async fn read_awaited_marker(client: &tokio_postgres::Client, feed: &str) -> Result<Option<String>, CdcError> {
+    let row =
+        client.query_opt("SELECT phase FROM understudy.progress WHERE feed = $1", &[&feed]).await.attempt("read the feed's progress")?;
+    Ok(row.and_then(|row| install::awaited_marker(row.get(0)).map(str::to_owned)))
+}
+
 /// Connects everything and streams until something breaks: it never returns without an error.
 async fn stream_once(
     shared: &Arc<Shared>,
@@ -376,8 +383,10 @@ async fn stream_once(
     let owner = session::connect(&spec.from, "feed").await?;
     install::check_owner(&owner, &spec.from).await?;
     let progress = read_progress(&follower, &shared.feed).await?;
+    let awaited = read_awaited_marker(&follower, &shared.feed).await?;
     let marker = match (start, &progress) {
         (Start::AfterMarker(id), None) => Some(id.clone()),
+        (_, None) if awaited.is_some() => awaited,
         (Start::Resume, None) => {
             return Err(CdcError::Setup(format!(
                 "{} holds no progress of the feed {}: it was never copied, or its database was replaced. Start the feed with a copy",

@@ -232,6 +232,34 @@ pub async fn arm(spec: &FeedSpec) -> Result<(), CdcError> {
     Ok(())
 }
 
+/// The phase of a feed that applies behind a marker and has not met it yet.
+const AFTER: &str = "after:";
+
+/// The marker that a stored phase waits for.
+pub(super) fn awaited_marker(phase: &str) -> Option<&str> {
+    phase.strip_prefix(AFTER)
+}
+
+/// As [`arm`], and remembers on the follower that the feed begins at a marker: however often it is interrupted before it has met
+/// the marker, it goes on from there. Safe to repeat.
+///
+/// # Errors
+/// [`CdcError`]
+pub async fn arm_behind(spec: &FeedSpec, marker: &str) -> Result<(), CdcError> {
+    arm(spec).await?;
+    let follower = session::connect_writer(&spec.to, "feed set-up").await?;
+    target_tables(&follower).await?;
+    follower
+        .execute(
+            "INSERT INTO understudy.progress (feed, phase, commit_lsn, end_lsn) VALUES ($1, $2, '0/0', '0/0')
+             ON CONFLICT (feed) DO UPDATE SET phase = excluded.phase, commit_lsn = '0/0', end_lsn = '0/0'",
+            &[&feed_name(spec), &format!("{AFTER}{marker}")],
+        )
+        .await
+        .attempt("store the feed's marker")?;
+    Ok(())
+}
+
 /// Drops a slot, ending whoever reads it. Nothing to do when it is not there.
 pub(super) async fn drop_slot(owner: &Client, feed: &str) -> Result<(), CdcError> {
     let deadline = tokio::time::Instant::now() + SLOT_RELEASE;

@@ -27,6 +27,7 @@ mod feed;
 mod held;
 mod install;
 mod names;
+pub mod pg_dump;
 pub mod pgoutput;
 mod plan;
 mod roles;
@@ -38,7 +39,7 @@ mod stream;
 
 pub use error::{CdcError, describe};
 pub use feed::{Fault, Feed, HoldGuard, Start};
-pub use install::{arm, disarm, emit_marker, leftovers};
+pub use install::{arm, arm_behind, disarm, emit_marker, leftovers};
 pub use names::feed_name;
 pub use sequences::sync_sequences_exact;
 

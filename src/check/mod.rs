@@ -10,7 +10,6 @@
 
 mod facts;
 mod judge;
-pub mod pg_dump;
 mod render;
 
 pub use render::render;
@@ -64,7 +63,7 @@ pub async fn assess(config: &Config) -> Vec<Finding> {
             let (Some(source), Some(facts)) = (&source, &facts) else { continue };
             judge::shadow(&mut book, source, facts, shadow.feed);
             if shadow.feed == FeedKind::Cdc && !facts.filled_by_us {
-                let found = pg_dump::find(source.major()).await;
+                let found = crate::cdc::pg_dump::find(source.major()).await;
                 judge::schema_copy(&mut book, found);
             }
         }

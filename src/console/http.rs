@@ -2,11 +2,13 @@
 //!
 //! Reading is open to everybody who reaches the address. Commands are accepted from loopback peers only, with the header
 //! `X-Understudy: 1` (a page on another site cannot send it without a preflight, which is never granted), and for a Host
-//! that names this machine (a name that an attacker's DNS points here is refused).
-//! Sources: OWASP, "Cross-Site Request Forgery Prevention"; W3C, "Content Security Policy Level 3"; Fetch standard.
+//! that names this machine (a name that an attacker's DNS points here is refused). Where `[proxy.console]` names a user,
+//! commands need that user's name and password besides (HTTP Basic); the browser asks for them by itself.
+//! Sources: OWASP, "Cross-Site Request Forgery Prevention"; W3C, "Content Security Policy Level 3"; Fetch standard;
+//! RFC 7617 (Basic), RFC 4648 section 4 (base64).
 
 use super::{Answer, CommandError, Operator, auth::is_loopback, command::parse, dispatch::carry_out, lexer::STATEMENT_BYTES_MAX};
-use crate::monitor::metrics_text;
+use crate::{config::ConsoleUser, monitor::metrics_text};
 use axum::{
     Json, Router,
     extract::{ConnectInfo, DefaultBodyLimit, State, rejection::JsonRejection},
@@ -126,8 +128,17 @@ async fn command(
     if let Err(reason) = admitted(peer.ip(), &headers, app.address) {
         return (StatusCode::FORBIDDEN, COMMON, Json(json!({"error": reason, "kind": "forbidden"}))).into_response();
     }
+    let user = app.operator.console_user();
+    if let Some(user) = &user
+        && !authenticated(&headers, user)
+    {
+        let reason = "commands need the user and the password of section [proxy.console] of proxy.toml";
+        let challenge = [(header::WWW_AUTHENTICATE, CHALLENGE)];
+        return (StatusCode::UNAUTHORIZED, COMMON, challenge, Json(json!({"error": reason, "kind": "unauthorized"}))).into_response();
+    }
+    let who = user.as_ref().map_or("dashboard", |user| &user.user);
     let result = match body {
-        Ok(Json(request)) => run(&*app.operator, &request.command).await,
+        Ok(Json(request)) => run(&*app.operator, &request.command, who).await,
         Err(rejection) => Err(CommandError::Syntax(format!(
             "send {{\"command\": \"SHOW HELP\"}} with Content-Type: application/json ({})",
             rejection.body_text()
@@ -147,8 +158,8 @@ async fn command(
     }
 }
 
-async fn run(operator: &dyn Operator, text: &str) -> Result<Answer, CommandError> {
-    carry_out(operator, parse(text)?, "dashboard").await
+async fn run(operator: &dyn Operator, text: &str, who: &str) -> Result<Answer, CommandError> {
+    carry_out(operator, parse(text)?, who).await
 }
 
 fn answer_json(answer: Answer) -> Value {
@@ -168,6 +179,40 @@ fn admitted(peer: IpAddr, headers: &HeaderMap, address: Option<IpAddr>) -> Resul
         return Err("the Host header does not name this machine: open the dashboard by its address, such as 127.0.0.1");
     }
     Ok(())
+}
+
+/// Asks a browser for a name and a password.
+const CHALLENGE: &str = "Basic realm=\"understudy\", charset=\"UTF-8\"";
+
+/// Does the request carry this user's name and password?
+fn authenticated(headers: &HeaderMap, user: &ConsoleUser) -> bool {
+    let given = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes()).unwrap_or_default();
+    let Some((scheme, token)) = given.split_at_checked(6) else { return false };
+    let expected = base64(format!("{}:{}", user.user, user.password.expose()).as_bytes());
+    scheme.eq_ignore_ascii_case(b"Basic ") && equal(token.trim_ascii(), expected.as_bytes())
+}
+
+/// Compares in a time that depends on the length of `given` alone: how many bytes are right cannot be measured.
+fn equal(given: &[u8], expected: &[u8]) -> bool {
+    let mut difference = u8::from(given.len() != expected.len());
+    for (byte, right) in given.iter().zip(expected.iter().chain(std::iter::repeat(&0))) {
+        difference |= std::hint::black_box(byte ^ right);
+    }
+    difference == 0
+}
+
+/// Encodes with padding. Encoding what is expected, rather than decoding what was sent, leaves nothing to go wrong.
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let bits = chunk.iter().zip([16, 8, 0]).fold(0, |bits, (byte, shift)| bits | (u32::from(*byte) << shift));
+        for (at, shift) in [18, 12, 6, 0].into_iter().enumerate() {
+            let digit = ALPHABET.get(((bits >> shift) & 63) as usize).filter(|_| at <= chunk.len());
+            text.push(digit.map_or('=', |digit| char::from(*digit)));
+        }
+    }
+    text
 }
 
 /// `localhost`, a loopback address or the address that we listen on; with or without a port.
@@ -237,6 +282,38 @@ mod tests {
             ("127.0.0.1", headers("evil.example", Some("1")), "Host"),
         ] {
             assert!(admitted(peer.parse().unwrap(), &headers, None).unwrap_err().contains(part), "{part}");
+        }
+    }
+
+    #[test]
+    fn only_the_configured_user_is_authenticated() {
+        let user = ConsoleUser { user: "operator".into(), password: crate::config::Secret::new("s3cret: ü") };
+        for (given, expected) in [
+            (Some(format!("Basic {}", base64("operator:s3cret: ü".as_bytes()))), true),
+            (Some(format!("basic  {} ", base64("operator:s3cret: ü".as_bytes()))), true),
+            (Some(format!("Basic {}", base64(b"operator:s3cret"))), false),
+            (Some(format!("Basic {}", base64("operator:s3cret: ü!".as_bytes()))), false),
+            (Some(format!("Basic {}", base64("Operator:s3cret: ü".as_bytes()))), false),
+            (Some("Basic operator:s3cret: ".into()), false),
+            (Some("Bearer x".into()), false),
+            (Some("Basic".into()), false),
+            (Some(String::new()), false),
+            (None, false),
+        ] {
+            let mut headers = HeaderMap::new();
+            if let Some(given) = &given {
+                headers.insert(header::AUTHORIZATION, given.parse().unwrap());
+            }
+            assert_eq!(authenticated(&headers, &user), expected, "{given:?}");
+        }
+    }
+
+    #[test]
+    fn base64_as_in_rfc_4648_section_10() {
+        for (plain, encoded) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("fooba", "Zm9vYmE="), ("foobar", "Zm9vYmFy")]
+        {
+            assert_eq!(base64(plain.as_bytes()), encoded);
         }
     }
 

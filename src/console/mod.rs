@@ -5,7 +5,7 @@
 //! the console itself answers only `SHOW HELP` and what drivers send on their own (`SET client_encoding …`).
 //! Invariants: no secret is shown; every refusal says what to do; one grammar for all surfaces ([`command::FORMS`]);
 //! nothing of a message is carried out when one of its statements is no command; commands over HTTP come from this
-//! machine only; the page asks no other host.
+//! machine only, and where the console asks for a password, so do they; the page asks no other host.
 //! Sources: PostgreSQL documentation, "Frontend/Backend Protocol" and "Error Codes"; pgbouncer's admin console.
 
 mod auth;
@@ -20,6 +20,7 @@ mod parser;
 pub mod server;
 pub mod state;
 
+use crate::config::ConsoleUser;
 use async_trait::async_trait;
 use command::Command;
 
@@ -34,6 +35,8 @@ pub trait Operator: Send + Sync + 'static {
     fn metrics(&self) -> Vec<Metric>;
     /// Ready to take clients; else why not.
     fn ready(&self) -> Result<(), String>;
+    /// `[proxy.console]`: whose name and password commands need; `None`: none, from this machine only.
+    fn console_user(&self) -> Option<ConsoleUser>;
 }
 
 /// A table of results; an empty `columns` means that only the tag is sent.

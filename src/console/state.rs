@@ -3,7 +3,7 @@
 use crate::{
     lsn::Lsn,
     metadata::{Event, ProposalState},
-    monitor::LatencySummary,
+    monitor::{LatencySummary, ResourceSample},
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -77,6 +77,9 @@ pub struct DatabaseState {
     pub source_url: String,
     /// Latency of the owner's answers to clients.
     pub latency: LatencySummary,
+    /// What the source's server was doing at the newest sample, at most a few seconds ago; `None`: not known.
+    #[serde(default)]
+    pub resources: Option<ResourceSample>,
     /// One per `[[database.shadow]]`.
     pub shadows: Vec<ShadowState>,
     /// The newest cutover or rollback, if any.
@@ -94,6 +97,9 @@ pub struct ShadowState {
     pub sample_reads: f64,
     /// Percent.
     pub serve_reads: f64,
+    /// What its server was doing at the newest sample, at most a few seconds ago; `None`: not known.
+    #[serde(default)]
+    pub resources: Option<ResourceSample>,
     /// `off` or `rehearse`
     pub mirror_writes: String,
     /// `healthy`, or why not.

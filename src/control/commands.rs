@@ -173,6 +173,8 @@ impl Controller {
         for direction in [Direction::Forward, Direction::Reverse] {
             cdc::disarm(&managed.feed_spec(shadow, direction)).await.map_err(failed)?;
         }
+        // It was fenced if it has been the owner; nobody depends on that any more.
+        crate::cutover::switch::lift_fence(&shadow.route.target).await.map_err(CommandError::Failed)?;
         self.repository.record(
             Severity::Info,
             "cdc",
@@ -202,6 +204,7 @@ impl Controller {
         let config = shadow.config.load();
         shadow.route.observations.forget(config.revert.window);
         let (ladder, percent) = Ladder::start(&config.shift, Instant::now());
+        shadow.served_before_step.store(shadow.route.observations.served.get(), Ordering::SeqCst);
         *lock(&shadow.ladder) = ladder;
         shadow.route.serve_reads.set(percent);
         let steps = config.shift.steps.iter().map(|step| format!("{step} %")).collect::<Vec<_>>().join(", ");

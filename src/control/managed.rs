@@ -6,6 +6,7 @@ use crate::{
     console::state::{CutoverState, RevertState},
     lsn::Lsn,
     metadata::{Owner, Repository},
+    monitor::ResourceSample,
     schema::Adapter,
     sql::{CatalogFacts, Classifier},
     traffic::{
@@ -45,6 +46,8 @@ pub struct Managed {
     pub switching: tokio::sync::Mutex<()>,
     /// Held by PAUSE.
     pub paused: AtomicBool,
+    /// The newest sample of the source's server.
+    pub resources: Mutex<Option<ResourceSample>>,
 }
 
 /// A shadow.
@@ -57,6 +60,8 @@ pub struct ManagedShadow {
     pub feed: Mutex<Option<(Feed, Direction)>>,
     /// Where it stands on its ladder.
     pub ladder: Mutex<Ladder>,
+    /// Reads served when the present step of the ladder began.
+    pub served_before_step: std::sync::atomic::AtomicU64,
     /// The newest revert.
     pub reverted: Mutex<Option<RevertState>>,
     /// Confidence from which proposals need no person.
@@ -67,6 +72,8 @@ pub struct ManagedShadow {
     pub adapter: Mutex<Option<Arc<Adapter>>>,
     /// A simulation or verification is running.
     pub busy: tokio::sync::Mutex<()>,
+    /// The newest sample of its server.
+    pub resources: Mutex<Option<ResourceSample>>,
 }
 
 /// Locks a mutex whose holder may have panicked: the values in here are whole at every moment.
@@ -125,6 +132,7 @@ impl Managed {
             cutover: Mutex::new(None),
             switching: tokio::sync::Mutex::new(()),
             paused: AtomicBool::new(false),
+            resources: Mutex::new(None),
         })
     }
 
@@ -188,11 +196,13 @@ impl ManagedShadow {
             route: Arc::new(route),
             feed: Mutex::new(None),
             ladder: Mutex::new(Ladder::Idle),
+            served_before_step: std::sync::atomic::AtomicU64::new(0),
             reverted: Mutex::new(None),
             auto_approve: Arc::new(ArcSwap::from_pointee(config.adapt.auto_approve)),
             fault: Fault::default(),
             adapter: Mutex::new(None),
             busy: tokio::sync::Mutex::new(()),
+            resources: Mutex::new(None),
             config: ArcSwap::from_pointee(config.clone()),
         }
     }

@@ -1,7 +1,10 @@
 //! The [`Operator`] of the console: each command to its function.
 
 use super::Controller;
-use crate::console::{Answer, CommandError, Metric, Operator, command::Command, state::State};
+use crate::{
+    config::ConsoleUser,
+    console::{Answer, CommandError, Metric, Operator, command::Command, state::State},
+};
 use async_trait::async_trait;
 use std::sync::Arc;
 
@@ -30,5 +33,8 @@ impl Operator for Handle {
             return Err("shutting down".into());
         }
         Ok(())
+    }
+    fn console_user(&self) -> Option<ConsoleUser> {
+        self.0.config.load().proxy.console.clone()
     }
 }

@@ -161,11 +161,13 @@ async fn listen(address: SocketAddr, key: &'static str) -> Result<TcpListener, S
 
 fn front_door(config: &Config, databases: &[Arc<Managed>], handle: &Arc<OnceLock<Arc<Controller>>>) -> Arc<FrontDoor> {
     let by_name: HashMap<_, _> = databases.iter().map(|managed| (managed.database.name.clone(), managed.database.clone())).collect();
-    let (handle, user) = (handle.clone(), config.proxy.console.clone());
+    let handle = handle.clone();
     let console = Box::new(move |stream, peer| -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
-        let (handle, user) = (handle.clone(), user.clone());
+        let handle = handle.clone();
         Box::pin(async move {
             if let Some(controller) = handle.get() {
+                // as loaded last: a changed password holds from the next login on
+                let user = controller.config.load().proxy.console.clone();
                 console::server::serve(stream, peer, Arc::new(Handle(controller.clone())), user).await;
             }
         })
@@ -189,7 +191,7 @@ async fn wait_for_the_end(controller: &Controller) {
 /// What [`resume`] has to do for a database.
 enum Recovery {
     Nothing,
-    StartOpposite { run: i64, shadow: String, to_shadow: bool, marker: Option<String> },
+    StartOpposite { run: i64, shadow: String, to_shadow: bool, marker: String },
 }
 
 /// Connects to the owner of a database; finishes or takes back an interrupted cutover first.
@@ -242,20 +244,44 @@ async fn recover_cutover(managed: &Arc<Managed>, repository: &Repository) -> Res
     };
     match recover::judge(&repository.last_run(name).map_err(|error| error.to_string())?) {
         Unfinished::No => Ok(Recovery::Nothing),
-        Unfinished::TakeBack { run, shadow, from_source } => {
+        Unfinished::TakeBack { run, shadow, from_source, was_fenced } => {
             let (from, to, _, opposite) = sides(find(&shadow)?, from_source);
-            recover::take_back(repository, name, run, &from, &to, &opposite).await?;
-            let message = format!("an interrupted cutover was taken back: {} owns the writes of {name}", from.name);
+            let left = recover::take_back(repository, name, run, &from, &to, &opposite, was_fenced).await?.err();
+            let left = left.map_or(String::new(), |error| {
+                format!(". The way back that had been prepared on {} could not be removed: {error}. The next start tries again", to.name)
+            });
+            let message = format!("an interrupted cutover was taken back: {} owns the writes of {name}{left}", from.name);
             repository.record(Severity::Warning, "cutover", name, &shadow, &message, json!({"run": run}));
             Ok(Recovery::Nothing)
         }
-        Unfinished::Finish { run, shadow, from_source, marker, opposite_started } => {
-            let (from, to, feed, _) = sides(find(&shadow)?, from_source);
-            recover::finish(repository, name, run, &from, &feed).await?;
+        Unfinished::Finish { run, shadow, from_source, marker, proven } => {
+            let managed_shadow = find(&shadow)?;
+            let (from, to, spec, _) = sides(managed_shadow, from_source);
+            recover::fence(&from).await?;
+            if !proven {
+                let feed = managed.start_feed(managed_shadow, spec.direction, Start::Resume, repository);
+                let carried = recover::carry_over(&from, &marker, &feed).await;
+                feed.stop().await;
+                lock(&managed_shadow.feed).take();
+                let alert = match carried {
+                    Ok(0) => None,
+                    Ok(changes) => Some(format!(
+                        "{changes} row changes were committed on {} behind the cutover's marker by somebody who goes around understudy. They were carried to {}; find that client and stop it",
+                        from.name, to.name
+                    )),
+                    Err(error) => Some(format!(
+                        "it could not be proven that nobody wrote to {} behind the cutover's marker ({error}): VERIFY {shadow} shows whether {} lacks rows",
+                        from.name, to.name
+                    )),
+                };
+                if let Some(message) = alert {
+                    repository.record(Severity::Alert, "cutover", name, &shadow, &message, json!({"run": run}));
+                }
+            }
+            recover::finish(repository, name, run, &spec).await?;
             let message = format!("an interrupted cutover was finished: {} owns the writes of {name}", to.name);
             repository.record(Severity::Warning, "cutover", name, &shadow, &message, json!({"run": run}));
-            // a feed that had been started may have stored its progress already: it resumes from there
-            Ok(Recovery::StartOpposite { run, shadow, to_shadow: from_source, marker: (!opposite_started).then_some(marker) })
+            Ok(Recovery::StartOpposite { run, shadow, to_shadow: from_source, marker })
         }
     }
 }
@@ -267,9 +293,9 @@ fn resume(controller: &Arc<Controller>, managed: &Arc<Managed>, recovery: Recove
     let mut recovered = None;
     if let Recovery::StartOpposite { run, shadow, to_shadow, marker } = recovery {
         let direction = if to_shadow { Direction::Reverse } else { Direction::Forward };
-        let start = marker.map_or(Start::Resume, Start::AfterMarker);
         if let Some(shadow) = managed.shadows.iter().find(|found| found.name() == shadow) {
-            managed.start_feed(shadow, direction, start, &controller.repository);
+            // if it had already been started and has stored progress, that counts
+            managed.start_feed(shadow, direction, Start::AfterMarker(marker), &controller.repository);
         }
         recover::journal(&controller.repository, name, run, "done")
             .map_err(|reason| StartError::Recovery { database: name.clone(), reason })?;
@@ -281,12 +307,8 @@ fn resume(controller: &Arc<Controller>, managed: &Arc<Managed>, recovery: Recove
             continue;
         }
         let direction = if shadow.route.target == owner { Direction::Reverse } else { Direction::Forward };
-        // a copy that was interrupted is started over; a finished one goes on from its stored progress
-        let start = if direction == Direction::Forward && owner.name == "source" && controller.repository.last_run(name)?.is_empty() {
-            Start::Copy
-        } else {
-            Start::Resume
-        };
+        // a copy that was interrupted is started over; everything else goes on from what the follower has stored
+        let start = if direction == Direction::Forward { Start::Copy } else { Start::Resume };
         managed.start_feed(shadow, direction, start, &controller.repository);
     }
     Ok(())

@@ -1,4 +1,5 @@
-//! Background tasks of a database: ticks of the owner's position, fences of the shadows, the judge and the ladder, drift.
+//! Background tasks of a database: ticks of the owner's position, fences of the shadows, the judge and the ladder, drift,
+//! what the servers are doing.
 
 use super::{
     Controller,
@@ -6,13 +7,15 @@ use super::{
 };
 use crate::{
     cdc::Direction,
+    config::ServerUrl,
     lsn::Lsn,
     metadata::{ProposalState, Severity},
+    monitor::{self, ResourceSample},
     sql::CatalogFacts,
     traffic::{database::monotonic_ms, judge},
 };
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Mutex, atomic::Ordering},
     time::{Duration, Instant},
 };
 use tokio::task::JoinSet;
@@ -23,6 +26,10 @@ const TICK: Duration = Duration::from_millis(10);
 const JUDGE_INTERVAL: Duration = Duration::from_millis(50);
 /// How often shadows are looked at for changes made behind our back, and volatility facts are refreshed.
 const DRIFT_INTERVAL: Duration = Duration::from_secs(3);
+/// How often a server is asked what it is doing: often enough for a person who watches, one cheap statement for the server.
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
+/// A server that has not told by then is not known.
+const SAMPLE_TIMEOUT: Duration = Duration::from_secs(3);
 /// After a failure a task tries again after this time.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -31,10 +38,18 @@ pub(super) fn spawn_all(controller: &Arc<Controller>, tasks: &mut JoinSet<()>) {
     for managed in &controller.databases {
         tasks.spawn(tick(managed.clone()));
         tasks.spawn(refresh_facts(managed.clone()));
+        tasks.spawn({
+            let managed = managed.clone();
+            async move { watch_server(|| managed.config.load().source.clone(), &managed.resources).await }
+        });
         for shadow in &managed.shadows {
             tasks.spawn(fence(managed.clone(), shadow.clone()));
             tasks.spawn(judge_and_climb(controller.clone(), managed.clone(), shadow.clone()));
             tasks.spawn(drift(controller.clone(), managed.clone(), shadow.clone()));
+            tasks.spawn({
+                let shadow = shadow.clone();
+                async move { watch_server(|| shadow.config.load().url.clone(), &shadow.resources).await }
+            });
         }
     }
 }
@@ -118,8 +133,8 @@ async fn judge_and_climb(controller: Arc<Controller>, managed: Arc<Managed>, sha
         }
         let now = Instant::now();
         let config = shadow.config.load();
-        if !shadow.route.breaker.allows(monotonic_ms()) {
-            // sessions keep their reads for the moment: that is what a failing shadow looks like
+        if !in_step || !shadow.route.breaker.allows(monotonic_ms()) {
+            // sessions keep their reads for the moment: that is what a failing shadow, or one that is gone, looks like
             shadow.route.observations.unavailable(now);
         }
         let lag = match shadow.feed() {
@@ -146,14 +161,17 @@ async fn judge_and_climb(controller: Arc<Controller>, managed: Arc<Managed>, sha
             tokio::task::spawn_blocking(move || repository.record(Severity::Alert, "traffic", &database, &name, &message, data));
             continue;
         }
+        let served = shadow.route.observations.served.get();
+        let evidence = served > shadow.served_before_step.load(Ordering::SeqCst);
         let step = {
             let mut ladder = lock(&shadow.ladder);
-            let (next, percent) = ladder.tick(&config.shift, now);
+            let (next, percent) = ladder.tick(&config.shift, evidence, now);
             let finished = *ladder != next && percent.is_none();
             *ladder = next;
             percent.map(Some).or(finished.then_some(None))
         };
         if let Some(percent) = step {
+            shadow.served_before_step.store(served, Ordering::SeqCst);
             if let Some(percent) = percent {
                 shadow.route.serve_reads.set(percent);
             }
@@ -208,6 +226,27 @@ async fn look_for_drift(
         }
     }
     Ok(())
+}
+
+/// Keeps the newest sample of what a server is doing, with rates since the one before; nothing while it cannot be asked.
+async fn watch_server(url: impl Fn() -> ServerUrl, newest: &Mutex<Option<ResourceSample>>) {
+    loop {
+        if let Ok(client) = super::commands::connect(&url(), "understudy monitor").await {
+            let mut earlier: Option<(ResourceSample, Instant)> = None;
+            while let Ok(Ok(sample)) = tokio::time::timeout(SAMPLE_TIMEOUT, monitor::sample(&client)).await {
+                let now = Instant::now();
+                let rated = match &earlier {
+                    Some((before, at)) => sample.clone().rates_since(before, now.duration_since(*at)),
+                    None => sample.clone(),
+                };
+                earlier = Some((sample, now));
+                *lock(newest) = Some(rated);
+                tokio::time::sleep(SAMPLE_INTERVAL).await;
+            }
+        }
+        *lock(newest) = None;
+        tokio::time::sleep(SAMPLE_INTERVAL).await;
+    }
 }
 
 /// Keeps what the classifier knows about functions, operators and views fresh.

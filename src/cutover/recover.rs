@@ -2,11 +2,15 @@
 
 use super::{step::Step, switch};
 use crate::{
-    cdc::{self, FeedSpec},
+    cdc::{self, Feed, FeedSpec},
     metadata::{JournalEntry, MetadataError, Owner, Repository},
     traffic::route::Target,
 };
 use serde_json::json;
+use std::time::Duration;
+
+/// The old feed gets this long to carry over what was written behind the marker.
+const CARRY_OVER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What the journal of the newest run asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +25,8 @@ pub enum Unfinished {
         shadow: String,
         /// The old owner was the source.
         from_source: bool,
+        /// The side that did not become the owner was read-only before.
+        was_fenced: bool,
     },
     /// After it: the new owner goes on, and the rest is repeated.
     Finish {
@@ -32,8 +38,8 @@ pub enum Unfinished {
         from_source: bool,
         /// The marker from which the opposite feed applies.
         marker: String,
-        /// The opposite feed had already been started.
-        opposite_started: bool,
+        /// Nobody wrote behind the marker, or what was written has been carried over: the old feed is not needed any more.
+        proven: bool,
     },
 }
 
@@ -46,13 +52,16 @@ pub fn judge(journal: &[JournalEntry]) -> Unfinished {
     let text = |key: &str| first.data.get(key).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
     let (run, shadow, from_source) = (first.run, text("shadow"), text("from") == "source");
     if !journal.iter().any(|entry| entry.step == Step::Flip.name()) {
-        return Unfinished::TakeBack { run, shadow, from_source };
+        // a former source is always behind its fence
+        let was_fenced = !from_source || first.data.get("was_fenced").and_then(serde_json::Value::as_bool).unwrap_or_default();
+        return Unfinished::TakeBack { run, shadow, from_source, was_fenced };
     }
-    let opposite_started = journal.iter().any(|entry| entry.step == Step::StartOppositeFeed.name());
-    Unfinished::Finish { run, shadow, from_source, marker: switch::opposite(&text("marker")), opposite_started }
+    let proven = journal.iter().any(|entry| entry.step == Step::StopFeed.name());
+    Unfinished::Finish { run, shadow, from_source, marker: switch::opposite(&text("marker")), proven }
 }
 
-/// Takes back what was begun: the old owner is writable, the prepared way back is gone.
+/// Takes back what was begun: the old owner is writable, the prepared way back is gone. The inner error says that the other
+/// side could not be reached: what is left there hurts nobody, and the next start or the next attempt removes it.
 ///
 /// # Errors
 /// A sentence; the next start tries again.
@@ -63,25 +72,45 @@ pub async fn take_back(
     from: &Target,
     to: &Target,
     opposite: &FeedSpec,
-) -> Result<(), String> {
+    was_fenced: bool,
+) -> Result<Result<(), String>, String> {
     let client = switch::connect(from).await?;
     switch::writable(&client, from, true).await?;
-    if to.name == "source" {
-        let client = switch::connect(to).await?;
-        switch::writable(&client, to, false).await?;
+    if let Err(error) = switch::clear_the_way(to, opposite, was_fenced).await {
+        return Ok(Err(error));
     }
-    cdc::disarm(opposite).await.map_err(|error| error.to_string())?;
-    journal(repository, database, run, "undone")
+    journal(repository, database, run, "undone").map(Ok)
 }
 
-/// Finishes: the old owner is fenced and rid of other clients, its feed is removed. The caller starts the opposite feed.
+/// Fences the old owner and rids it of other clients: from here on nobody writes there.
 ///
 /// # Errors
 /// A sentence; the next start tries again.
-pub async fn finish(repository: &Repository, database: &str, run: i64, from: &Target, feed: &FeedSpec) -> Result<(), String> {
+pub async fn fence(from: &Target) -> Result<(), String> {
     let client = switch::connect(from).await?;
     switch::writable(&client, from, false).await?;
-    switch::expel(&client).await?;
+    switch::expel(&client).await
+}
+
+/// The locks on the old owner died with the process, so that somebody who goes around it may have written there: carries that
+/// over. Returns how many row changes it were.
+///
+/// # Errors
+/// A sentence.
+pub async fn carry_over(from: &Target, marker: &str, feed: &Feed) -> Result<u64, String> {
+    let client = switch::connect(from).await?;
+    let proof = format!("{marker}-recovered");
+    cdc::emit_marker(&client, &proof).await.map_err(|error| error.to_string())?;
+    feed.wait_marker(&proof, CARRY_OVER_TIMEOUT).await.map_err(|error| error.to_string())?;
+    Ok(feed.state().changes)
+}
+
+/// Removes the feed that is no longer needed. The caller starts the opposite feed.
+///
+/// # Errors
+/// A sentence; the next start tries again.
+pub async fn finish(repository: &Repository, database: &str, run: i64, feed: &FeedSpec) -> Result<(), String> {
+    journal(repository, database, run, Step::StopFeed.name())?;
     cdc::disarm(feed).await.map_err(|error| error.to_string())?;
     journal(repository, database, run, Step::StartOppositeFeed.name())
 }
@@ -123,9 +152,9 @@ mod tests {
             match (last, unfinished) {
                 (0 | 15, Unfinished::No) => {}
                 (1..=8, Unfinished::TakeBack { from_source: true, .. }) => {}
-                (9..=14, Unfinished::Finish { marker, from_source: true, opposite_started, .. }) => {
+                (9..=14, Unfinished::Finish { marker, from_source: true, proven, .. }) => {
                     assert_eq!(marker, "shop-1-cutover-opposite");
-                    assert_eq!(opposite_started, last == 14);
+                    assert_eq!(proven, last >= 13);
                 }
                 (last, other) => panic!("after {last} entries: {other:?}"),
             }

@@ -25,6 +25,14 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 const MARKER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Sessions get this long to go over to the new owner, before they are expelled from the old one.
 const MOVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Anything else that the next owner is asked while clients wait: a server that hangs must not hang them.
+const HELD_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection is open, with its settings, within this time.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Publication, capture and slot of the way back; their locks are asked for in short attempts, with pauses between them.
+const ARM_TIMEOUT: Duration = Duration::from_secs(90);
+/// Taking the prepared way back away again. What cannot be removed now is reused by the next attempt or removed by SHADOW STOP.
+const DISARM_TIMEOUT: Duration = Duration::from_secs(15);
 /// Every statement on the old owner while clients wait.
 const LOCK_TIMEOUT: &str = "2s";
 
@@ -67,6 +75,8 @@ struct Progress {
     began: Instant,
     state: CutoverState,
     run: i64,
+    /// The next owner was read-only before: a former owner. That comes back if this is taken back.
+    was_fenced: bool,
 }
 
 type Failure = (Step, String);
@@ -129,10 +139,13 @@ impl Switch {
         let run = self.repository.next_run(&self.database.name).map_err(|error| CutoverError::Refused(error.to_string()))?;
         let state =
             CutoverState { kind: self.kind.into(), from: self.from.name.clone(), to: self.to.name.clone(), ..CutoverState::default() };
-        let mut progress = Progress { began: Instant::now(), state, run };
+        let refused = |error: String| CutoverError::Refused(format!("cannot look at {}: {error}", self.to.name));
+        let on_to = connect(&self.to).await.map_err(refused)?;
+        let was_fenced = is_fenced(&on_to).await.map_err(refused)?;
+        let mut progress = Progress { began: Instant::now(), state, run, was_fenced };
         let marker = format!("{}-{}-{}", self.database.name, run, self.kind);
         let old_epoch = self.database.route.load().epoch;
-        match self.until_flip(&mut progress, &marker).await {
+        match self.until_flip(&mut progress, &marker, on_to).await {
             Ok((fence, held_at, changes)) => self.after_flip(progress, marker, fence, held_at, changes).await,
             Err((step, reason)) => {
                 self.undo(&mut progress, old_epoch, step, &reason).await;
@@ -141,13 +154,10 @@ impl Switch {
         }
     }
 
+    /// Writes a step into the journal.
     fn enter(&self, progress: &mut Progress, step: Step, data: serde_json::Value) -> Result<(), Failure> {
         self.repository.journal(&self.database.name, progress.run, step.name(), data).map_err(|error| (step, error.to_string()))?;
         self.note(progress, step);
-        if self.crash_at.as_deref() == Some(step.name()) {
-            // a test's kill -9, at a moment that only we can hit
-            std::process::abort();
-        }
         Ok(())
     }
 
@@ -155,20 +165,27 @@ impl Switch {
         progress.state.steps.push((step.name().into(), progress.began.elapsed().as_secs_f64() * 1000.0));
         progress.state.state = format!("running: {}", step.name());
         (self.report)(progress.state.clone());
+        if self.crash_at.as_deref() == Some(step.name()) {
+            // a test's kill -9, at a moment that only we can hit
+            std::process::abort();
+        }
     }
 
     /// Everything that can be taken back. Returns the connection that holds the locks, when the gate was closed, and how
     /// many changes the feed had applied at the marker.
-    async fn until_flip(&self, progress: &mut Progress, marker: &str) -> Result<(Client, Instant, u64), Failure> {
+    async fn until_flip(&self, progress: &mut Progress, marker: &str, on_to: Client) -> Result<(Client, Instant, u64), Failure> {
         let at = |step: Step| move |error: String| (step, error);
         self.enter(
             progress,
             Step::ArmOppositeFeed,
-            json!({"kind": self.kind, "shadow": self.shadow, "from": self.from.name, "to": self.to.name, "marker": marker}),
+            json!({"kind": self.kind, "shadow": self.shadow, "from": self.from.name, "to": self.to.name, "marker": marker,
+                "was_fenced": progress.was_fenced}),
         )?;
-        let on_to = connect(&self.to).await.map_err(at(Step::ArmOppositeFeed))?;
-        writable(&on_to, &self.to, true).await.map_err(at(Step::ArmOppositeFeed))?;
-        cdc::arm(&self.opposite).await.map_err(|error| (Step::ArmOppositeFeed, error.to_string()))?;
+        let arm = async {
+            writable(&on_to, &self.to, true).await?;
+            cdc::arm_behind(&self.opposite, &opposite(marker)).await.map_err(|error| error.to_string())
+        };
+        within(ARM_TIMEOUT, &self.to, arm).await.map_err(at(Step::ArmOppositeFeed))?;
 
         self.enter(progress, Step::ArmSessions, json!({}))?;
         let epoch = self.database.route.load().epoch;
@@ -187,7 +204,11 @@ impl Switch {
         self.database.gate.close();
         if tokio::time::timeout(DRAIN_TIMEOUT, self.database.gate.drained()).await.is_err() {
             let open = self.database.gate.active();
-            return Err((Step::Hold, format!("{open} transactions were still open after {} s: see SHOW CLIENTS", DRAIN_TIMEOUT.as_secs())));
+            let which = open_transactions(&on_from).await.unwrap_or_default();
+            return Err((
+                Step::Hold,
+                format!("{open} transactions were still open after {} s ({which}): end them and try again", DRAIN_TIMEOUT.as_secs()),
+            ));
         }
 
         self.enter(progress, Step::Fence, json!({}))?;
@@ -205,10 +226,12 @@ impl Switch {
         let changes = self.feed.state().changes;
 
         self.enter(progress, Step::Sequences, json!({"position": behind}))?;
-        cdc::sync_sequences_exact(&on_from, &on_to).await.map_err(|error| (Step::Sequences, error.to_string()))?;
+        let sequences = async { cdc::sync_sequences_exact(&on_from, &on_to).await.map_err(|error| error.to_string()) };
+        within(HELD_TIMEOUT, &self.to, sequences).await.map_err(at(Step::Sequences))?;
 
         self.enter(progress, Step::OppositeMarker, json!({}))?;
-        cdc::emit_marker(&on_to, &opposite(marker)).await.map_err(|error| (Step::OppositeMarker, error.to_string()))?;
+        let emit = async { cdc::emit_marker(&on_to, &opposite(marker)).await.map_err(|error| error.to_string()) };
+        within(HELD_TIMEOUT, &self.to, emit).await.map_err(at(Step::OppositeMarker))?;
         Ok((locks, held_at, changes))
     }
 
@@ -230,9 +253,6 @@ impl Switch {
             }
         };
         self.note(&mut progress, Step::Flip);
-        if self.crash_at.as_deref() == Some(Step::Flip.name()) {
-            std::process::abort();
-        }
         (self.publish)(self.to.clone(), owner.epoch, None);
         self.database.gate.open();
         progress.state.pause_ms = held_at.elapsed().as_secs_f64() * 1000.0;
@@ -327,13 +347,7 @@ impl Switch {
         }
         (self.publish)(self.from.clone(), epoch, None);
         self.database.gate.open();
-        if let Ok(client) = connect(&self.to).await
-            && self.next == Owner::Source
-        {
-            // the former source goes back to being the follower that nobody else may write to
-            let _ = writable(&client, &self.to, false).await;
-        }
-        if let Err(error) = cdc::disarm(&self.opposite).await {
+        if let Err(error) = clear_the_way(&self.to, &self.opposite, progress.was_fenced).await {
             tracing::warn!(%error, "cannot remove the prepared way back; the next attempt or SHADOW STOP removes it");
         }
         let _ = self.repository.journal(&self.database.name, progress.run, "undone", json!({"step": step.name(), "reason": reason}));
@@ -386,16 +400,45 @@ pub(super) fn opposite(marker: &str) -> String {
     format!("{marker}-opposite")
 }
 
+/// Gives up on a server that does not answer.
+async fn within<T>(limit: Duration, target: &Target, work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    match tokio::time::timeout(limit, work).await {
+        Ok(result) => result,
+        Err(_) => Err(format!("no answer from {} within {} s", target.name, limit.as_secs())),
+    }
+}
+
 pub(super) async fn connect(target: &Target) -> Result<Client, String> {
-    let (client, connection) = target.url.to_tokio("understudy cutover").connect(NoTls).await.map_err(|error| detail(&error))?;
-    tokio::spawn(connection);
-    client
-        .batch_execute(
-            "SET default_transaction_read_only = off; SET statement_timeout = '30s'; SET idle_in_transaction_session_timeout = 0",
-        )
-        .await
-        .map_err(|error| detail(&error))?;
-    Ok(client)
+    let open = async {
+        let (client, connection) = target.url.to_tokio("understudy cutover").connect(NoTls).await.map_err(|error| detail(&error))?;
+        tokio::spawn(connection);
+        client
+            .batch_execute(
+                "SET default_transaction_read_only = off; SET statement_timeout = '30s'; SET idle_in_transaction_session_timeout = 0",
+            )
+            .await
+            .map_err(|error| detail(&error))?;
+        Ok(client)
+    };
+    within(CONNECT_TIMEOUT, target, open).await
+}
+
+/// Takes a prepared way back away: the fence of a former owner stands again, slot and publication are gone.
+pub(super) async fn clear_the_way(to: &Target, opposite: &FeedSpec, fenced: bool) -> Result<(), String> {
+    let work = async {
+        if fenced {
+            writable(&connect(to).await?, to, false).await?;
+        }
+        cdc::disarm(opposite).await.map_err(|error| error.to_string())
+    };
+    within(DISARM_TIMEOUT, to, work).await
+}
+
+/// Whether new connections to the database of this connection are read-only by default.
+async fn is_fenced(client: &Client) -> Result<bool, String> {
+    let text = "SELECT EXISTS (SELECT FROM pg_catalog.pg_db_role_setting s JOIN pg_catalog.pg_database d ON d.oid = s.setdatabase
+        WHERE d.datname = pg_catalog.current_database() AND s.setrole = 0 AND 'default_transaction_read_only=on' = ANY (s.setconfig))";
+    client.query_one(text, &[]).await.and_then(|row| row.try_get(0)).map_err(|error| detail(&error))
 }
 
 /// Sets or resets the read-only default of a database: the soft layer of the fence, for whoever goes around the proxy.
@@ -406,6 +449,21 @@ pub(super) async fn writable(client: &Client, target: &Target, writable: bool) -
         false => format!("ALTER DATABASE \"{name}\" SET default_transaction_read_only = on"),
     };
     client.batch_execute(&text).await.map_err(|error| detail(&error))
+}
+
+/// Takes the fence away from a former owner that is let go. Only for a database that nobody writes to through the proxy.
+///
+/// # Errors
+/// The server's words.
+pub async fn lift_fence(target: &Target) -> Result<(), String> {
+    let client = connect(target).await?;
+    let fenced = "SELECT EXISTS (SELECT FROM pg_catalog.pg_db_role_setting s JOIN pg_catalog.pg_database d ON d.oid = s.setdatabase
+        WHERE d.datname = pg_catalog.current_database() AND s.setrole = 0 AND 'default_transaction_read_only=on' = ANY (s.setconfig))";
+    let row = client.query_one(fenced, &[]).await.map_err(|error| detail(&error))?;
+    match row.try_get(0) {
+        Ok(true) => writable(&client, target, true).await,
+        _ => Ok(()),
+    }
 }
 
 /// Ends the connections of everyone but understudy to the database of this connection.
@@ -420,6 +478,17 @@ async fn position_of(client: &Client) -> Result<Lsn, String> {
     let row = client.query_one("SELECT pg_catalog.pg_current_wal_insert_lsn()::text", &[]).await.map_err(|error| detail(&error))?;
     let text: String = row.try_get(0).map_err(|error| error.to_string())?;
     text.parse().map_err(|error: crate::lsn::ParseLsnError| error.to_string())
+}
+
+/// The oldest open transactions of others, for people.
+async fn open_transactions(client: &Client) -> Result<String, String> {
+    let text = "SELECT pg_catalog.format('process %s on the server, user %s, application \"%s\", open for %s s, %s', pid, usename, application_name,
+                pg_catalog.round(extract(epoch FROM pg_catalog.clock_timestamp() - xact_start)), state)
+        FROM pg_catalog.pg_stat_activity WHERE datname = pg_catalog.current_database() AND xact_start IS NOT NULL
+            AND backend_type = 'client backend' AND application_name NOT LIKE 'understudy%' ORDER BY xact_start LIMIT 5";
+    let rows = client.query(text, &[]).await.map_err(|error| detail(&error))?;
+    let lines: Vec<String> = rows.iter().filter_map(|row| row.try_get(0).ok()).collect();
+    Ok(lines.join("; "))
 }
 
 /// One LOCK statement over all user tables; empty when there are none. EXCLUSIVE lets readers in.

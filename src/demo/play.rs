@@ -60,15 +60,15 @@ pub struct Pace {
 impl Pace {
     /// For people.
     pub const FULL: Pace = Pace {
-        scale: 4,
+        scale: 10,
         bench_rate: 60,
         clients: 6,
         client_pace: Duration::from_millis(30),
-        rehearse: Duration::from_secs(12),
+        rehearse: Duration::from_secs(15),
         simulate: Duration::from_secs(5),
         hold: Duration::from_millis(2000),
-        calm: Duration::from_secs(5),
-        expected: Duration::from_secs(125),
+        calm: Duration::from_secs(6),
+        expected: Duration::from_secs(85),
     };
     /// For tests.
     pub const QUICK: Pace = Pace {
@@ -80,7 +80,7 @@ impl Pace {
         simulate: Duration::from_secs(3),
         hold: Duration::from_millis(1500),
         calm: Duration::from_secs(2),
-        expected: Duration::from_secs(75),
+        expected: Duration::from_secs(52),
     };
 }
 
@@ -212,7 +212,10 @@ impl Play<'_> {
                     format!("waiting for the shadow: {}, feed {}, lag {:.0} ms", shadow.health, shadow.feed.state, shadow.feed.lag_ms.now)
                 },
                 |_, _, shadow| {
-                    (shadow.health == "healthy" && shadow.feed.state == "streaming" && shadow.feed.lag_ms.now < 1000.0).then_some(())
+                    (["healthy", "owner"].contains(&shadow.health.as_str())
+                        && shadow.feed.state == "streaming"
+                        && shadow.feed.lag_ms.now < 1000.0)
+                        .then_some(())
                 },
             )
             .await?;

@@ -18,6 +18,8 @@ use tokio::{
 };
 use tokio_postgres::{AsyncMessage, NoTls, SimpleQueryMessage};
 
+/// `revert.window` in proxy.toml: how fast serving has to stop when the shadow fails.
+pub const REVERT_WINDOW: Duration = Duration::from_secs(2);
 /// How long the proxy may take until it is ready.
 const READY_WAIT_MAX: Duration = Duration::from_secs(30);
 /// One request to the HTTP side. Long, because a loaded machine is no failure.
@@ -118,7 +120,7 @@ mirror_writes = "rehearse"
 sample_reads  = 0.0                 # raised with SET once the shadow is in step
 
 [database.shadow.revert]
-window        = "2s"
+window        = "{window}s"
 min_requests  = 20
 error_rate    = 2.0
 mismatch_rate = 0.1
@@ -132,6 +134,7 @@ hold  = "{hold}ms"
 [database.shadow.adapt]
 auto_approve = 0.9
 "#,
+            window = REVERT_WINDOW.as_secs(),
             metadata = metadata.display(),
             password = self.password.expose(),
             hold = (hold_s * 1000.0).round(),

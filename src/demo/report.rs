@@ -205,6 +205,8 @@ pub struct Revert {
     pub reason: String,
     /// From the fault to serving stopped, seen from outside.
     pub reaction_ms: f64,
+    /// What proxy.toml allows for it.
+    pub window_ms: f64,
     /// The proxy's own figure: from the first bad observation.
     pub reported_ms: f64,
     /// Failed statements and lost connections from the fault until it healed.
@@ -303,6 +305,7 @@ impl Report {
         seen(self.simulated_cutover.reads > 0, "a read served during the simulated cutover");
         seen(self.served.reads > 0, "a served read");
         seen(!self.reverts.is_empty() && self.reverts.iter().all(|revert| revert.triggered), "a revert for every fault");
+        seen(self.reverts.iter().all(|revert| revert.reaction_ms <= revert.window_ms), "every revert within its window");
         seen(self.reverts.iter().all(|revert| revert.client_errors == 0), "every fault passing without a client error");
         seen(self.cutover.pause_ms > 0.0, "the cutover");
         seen(self.rollback.pause_ms > 0.0, "the rollback");
@@ -356,7 +359,7 @@ mod tests {
         report.conclude();
         assert_eq!((report.verdict.as_str(), report.failures.as_slice()), ("pass", &[][..]));
         type Harm = fn(&mut Report);
-        let breaks: [(&str, Harm); 16] = [
+        let breaks: [(&str, Harm); 17] = [
             ("failed", |r| r.clients.failed_statements = 1),
             ("dropped", |r| r.clients.dropped_connections = 1),
             ("acknowledged write", |r| r.served.stale = 1),
@@ -369,6 +372,7 @@ mod tests {
             ("owner holds", |r| r.checker = Some(Findings { missing: 1, ..Findings::default() })),
             ("revert", |r| r.reverts[0].triggered = false),
             ("client error", |r| r.reverts[0].client_errors = 1),
+            ("within its window", |r| r.reverts[0].reaction_ms = 1.0),
             ("cutover", |r| r.cutover.pause_ms = 0.0),
             ("every validation", |r| drop(r.validation.pop())),
             ("checker", |r| r.checker = None),

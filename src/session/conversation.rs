@@ -47,6 +47,8 @@ pub struct Statement {
 enum Pending {
     /// ParseComplete for the client.
     Parse { name: Bytes, statement: Statement },
+    /// ParseComplete for a statement that was too large to be kept: what had its name before is gone.
+    LargeParse { name: Bytes },
     /// ParseComplete for a statement that we prepared again: swallowed.
     Injected { name: Bytes },
     /// CloseComplete of a statement.
@@ -148,6 +150,8 @@ pub struct Conversation {
     batch_open: bool,
     /// The server is in COPY IN for an extended Execute: it ignores Sync until CopyDone or CopyFail.
     copy_in: bool,
+    /// The server waits for CopyData of either protocol.
+    data_wanted: bool,
     status: TransactionStatus,
     statements: HashMap<Bytes, Statement>,
     portals: Vec<(Bytes, Statement, Bytes, bool)>,
@@ -170,6 +174,7 @@ impl Default for Conversation {
             cycles: VecDeque::new(),
             batch_open: false,
             copy_in: false,
+            data_wanted: false,
             status: TransactionStatus::Idle,
             statements: HashMap::new(),
             portals: Vec::new(),
@@ -187,6 +192,11 @@ impl Conversation {
     #[inline]
     pub fn at_boundary(&self) -> bool {
         self.cycles.is_empty() && !self.batch_open && self.status == TransactionStatus::Idle
+    }
+
+    /// The client has asked for something that the server can still answer without another byte of the client.
+    pub fn owes_answers(&self) -> bool {
+        !self.data_wanted && self.cycles.iter().any(|cycle| cycle.complete)
     }
 
     /// Transaction status of the last ReadyForQuery.
@@ -239,8 +249,10 @@ impl Conversation {
         }
     }
 
-    /// A message too large to be looked at is about to be streamed to the server.
-    pub fn large_message(&mut self, tag: u8) {
+    /// A message too large to be looked at is about to be streamed to the server; `start`: what has come of its body,
+    /// names included. Returns the bytes to send before it.
+    pub fn large_message(&mut self, tag: u8, start: &[u8]) -> Option<BytesMut> {
+        let mut rest = start;
         match tag {
             b'd' => {}
             b'Q' | b'F' => {
@@ -251,25 +263,28 @@ impl Conversation {
             }
             _ => {
                 let cycle = self.open();
-                (cycle.wrote, cycle.opaque) = (true, true);
+                (cycle.wrote, cycle.opaque, cycle.extended) = (true, true, true);
                 if tag == b'P' {
                     // its ParseComplete is owed, but we will not be able to prepare it again
-                    let statement = Statement {
-                        parse: Arc::new(Parse { name: Bytes::new(), query: Bytes::new(), types: Bytes::new() }),
-                        class: Class::unclassified(),
-                        prepared_on: 0,
-                    };
-                    cycle.pending.push_back(Pending::Parse { name: Bytes::from_static(b"\xff large"), statement });
+                    let name = Bytes::copy_from_slice(take_cstr(&mut rest).unwrap_or_default());
+                    cycle.pending.push_back(Pending::LargeParse { name });
                     self.forgot_statements = true;
+                }
+                if tag == b'B'
+                    && let (Some(portal), Some(name)) = (take_cstr(&mut rest), take_cstr(&mut rest))
+                {
+                    self.portals.retain(|(existing, ..)| existing != portal);
+                    return self.inject(name);
                 }
             }
         }
+        None
     }
 
     /// Takes in a whole message of the client.
     pub fn from_client(&mut self, tag: u8, body: &[u8], classifier: &Classifier) -> Forward {
         let mut forward = Forward::default();
-        if matches!(tag, b'P' | b'B' | b'D' | b'E' | b'C' | b'H') {
+        if matches!(tag, b'P' | b'B' | b'D' | b'E' | b'C') {
             self.open().extended = true;
         }
         match tag {
@@ -314,9 +329,8 @@ impl Conversation {
                 };
                 self.open().pending.push_back(pending);
             }
-            b'H' => {
-                self.open();
-            }
+            // alone it asks for nothing and nothing answers it
+            b'H' => {}
             b'S' if self.copy_in => {} // the server ignores Sync while it copies in
             b'S' => {
                 let cycle = self.open();
@@ -324,7 +338,7 @@ impl Conversation {
                 cycle.sent = Instant::now();
                 self.batch_open = false;
             }
-            b'c' | b'f' => self.copy_in = false,
+            b'c' | b'f' => (self.copy_in, self.data_wanted) = (false, false),
             _ => {}
         }
         forward
@@ -343,15 +357,18 @@ impl Conversation {
         self.open().pending.push_back(Pending::Parse { name, statement });
     }
 
-    /// The statement of that name as the client sees it now: parsed earlier in this very cycle, or before.
+    /// The statement of that name as the client sees it now, and whether it was parsed earlier in this very cycle. A
+    /// Parse may also be outstanding in an earlier cycle of the pipeline.
     fn lookup(&self, name: &[u8]) -> Option<(Statement, bool)> {
-        let open = self.cycles.back().filter(|_| self.batch_open);
-        let parsed_here = open.into_iter().flat_map(|cycle| cycle.pending.iter().rev()).find_map(|pending| match pending {
-            Pending::Parse { name: parsed, statement } if parsed == name => Some(statement.clone()),
+        let newest_first = self.cycles.iter().rev().enumerate();
+        let parsed = newest_first.flat_map(|(age, cycle)| cycle.pending.iter().rev().map(move |pending| (age, pending)));
+        let outstanding = parsed.into_iter().find_map(|(age, pending)| match pending {
+            Pending::Parse { name: parsed, statement } if parsed == name => Some(Some((statement.clone(), age))),
+            Pending::LargeParse { name: parsed } if parsed == name => Some(None),
             _ => None,
         });
-        match parsed_here {
-            Some(statement) => Some((statement, true)),
+        match outstanding {
+            Some(found) => found.map(|(statement, age)| (statement, age == 0 && self.batch_open)),
             None => self.statements.get(name).map(|statement| (statement.clone(), false)),
         }
     }
@@ -377,9 +394,10 @@ impl Conversation {
         let found = self.lookup(name);
         self.open();
         let recording = self.recording;
+        // whatever the name meant before: an Execute must not take the old portal for this one
+        self.portals.retain(|(existing, ..)| existing != portal);
         if let Some((statement, parsed_here)) = found {
             let bind = if recording { Bytes::copy_from_slice(rest) } else { Bytes::new() };
-            self.portals.retain(|(existing, ..)| existing != portal);
             if self.portals.len() < OPERATIONS_MAX {
                 self.portals.push((Bytes::copy_from_slice(portal), statement, bind, parsed_here));
             }
@@ -394,13 +412,18 @@ impl Conversation {
         let recording = self.recording;
         let cycle = self.open();
         match found {
-            Some((_, statement, bind, parsed_here)) if cycle.executed.len() < OPERATIONS_MAX => {
+            Some((_, statement, bind, parsed_here)) => {
                 let class = statement.class.clone();
                 cycle.note(&class, &statement.parse.query);
+                if cycle.executed.len() >= OPERATIONS_MAX {
+                    // what it does to the session counts all the same
+                    cycle.opaque = true;
+                    return;
+                }
                 let operation = recording.then(|| Operation::Extended { parse: statement.parse, bind, limit, parsed_here });
                 cycle.executed.push(Executed { operation, class, tags: Vec::new() });
             }
-            _ => (cycle.opaque, cycle.wrote) = (true, true),
+            None => (cycle.opaque, cycle.wrote) = (true, true),
         }
     }
 
@@ -413,9 +436,17 @@ impl Conversation {
             return FromServer::Forward;
         };
         match tag {
+            b'G' | b'W' => self.data_wanted = true,
+            b'C' | b'E' | b'Z' => self.data_wanted = false,
+            _ => {}
+        }
+        match tag {
             b'1' => match cycle.pending.pop_front() {
                 Some(Pending::Injected { .. }) => return FromServer::Swallow,
                 Some(Pending::Parse { name, statement }) => self.remember(name, statement),
+                Some(Pending::LargeParse { name }) => {
+                    self.statements.remove(&name);
+                }
                 Some(Pending::CloseStatement { .. } | Pending::ClosePortal) | None => {}
             },
             b'3' => {
@@ -459,6 +490,8 @@ impl Conversation {
             let rest = std::mem::take(&mut self.cycles);
             for later in rest {
                 cycle.opaque |= later.opaque || !later.executed.is_empty();
+                cycle.wrote |= later.wrote;
+                cycle.pending.extend(later.pending);
             }
             self.batch_open = true;
         }
@@ -497,9 +530,6 @@ impl Conversation {
     }
 
     fn remember(&mut self, name: Bytes, statement: Statement) {
-        if statement.parse.query.is_empty() && name.starts_with(b"\xff") {
-            return;
-        }
         if self.statements.len() >= STATEMENTS_MAX && !self.statements.contains_key(&name) {
             self.forgot_statements = true;
             return;
@@ -519,10 +549,21 @@ impl Conversation {
             self.batch_open = false;
         }
         self.copy_in = false;
+        for pending in &cycle.pending {
+            // taken from the client after the error: the server has skipped it
+            if let Pending::Injected { name } = pending
+                && let Some(statement) = self.statements.get_mut(name)
+            {
+                statement.prepared_on = 0;
+            }
+        }
         self.status = TransactionStatus::parse(body).unwrap_or(TransactionStatus::Failed);
         let mut state_changed = false;
-        if !cycle.failed {
-            for (effect, text) in &cycle.effects {
+        // of several statements some may have taken effect before one failed, and a lock outlives the error behind it
+        let several = cycle.opaque || cycle.executed.len() > 1 || cycle.executed.iter().any(|executed| !executed.class.single);
+        for (effect, text) in &cycle.effects {
+            let forgets = matches!(effect, SessionEffect::Deallocate | SessionEffect::DiscardAll);
+            if !cycle.failed || (several && !forgets) || *effect == SessionEffect::AdvisoryLock {
                 state_changed |= self.apply(*effect, text);
             }
         }
@@ -585,7 +626,11 @@ impl Cycle {
         if !class.session_effects.is_empty() {
             let told = |effect| matches!(effect, &SessionEffect::Deallocate | &SessionEffect::Set | &SessionEffect::Reset);
             let text = if class.session_effects.iter().any(told) { Bytes::copy_from_slice(text) } else { Bytes::new() };
-            self.effects.extend(class.session_effects.iter().map(|effect| (*effect, text.clone())));
+            for effect in &class.session_effects {
+                if !self.effects.iter().any(|(known, of)| known == effect && *of == text) {
+                    self.effects.push((*effect, text.clone()));
+                }
+            }
         }
     }
 }

@@ -32,6 +32,8 @@ use tokio::{
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// A session that cannot reach its new owner for this long ends with an error.
 const MOVE_TIMEOUT: Duration = Duration::from_secs(15);
+/// A connection to the next owner is tried this often, until the cutover goes on or is given up.
+const STANDBY_ATTEMPTS: u32 = 40;
 /// Fingerprints remembered as not servable.
 const REFUSED_MAX: usize = 1_000;
 
@@ -45,6 +47,8 @@ pub(super) struct Attachment {
     pub refused: HashSet<u64>,
     /// The version of the session's state that it has.
     pub state_version: u64,
+    /// Opened for a cutover: its session settings are those of a server that takes writes.
+    standby: bool,
 }
 
 type Opening = JoinHandle<Result<Connection, BackendError>>;
@@ -53,7 +57,7 @@ type Opening = JoinHandle<Result<Connection, BackendError>>;
 #[derive(Default)]
 pub(super) struct Attachments {
     ready: Vec<Attachment>,
-    opening: Vec<(Arc<Target>, Opening)>,
+    opening: Vec<(Arc<Target>, Opening, bool)>,
     failed: Vec<(Arc<Target>, Instant)>,
 }
 
@@ -110,9 +114,11 @@ impl Attachments {
         let wanted = |target: &Arc<Target>| {
             route.standby.as_ref() == Some(target) || route.owner == *target || route.shadows.iter().any(|shadow| shadow.target == *target)
         };
-        self.ready.retain(|attachment| wanted(&attachment.target));
-        self.opening.retain(|(target, opening)| {
-            let keep = wanted(target);
+        // A follower's sessions may be read-only by default: the next owner gets sessions that were opened as its own.
+        self.ready
+            .retain(|attachment| wanted(&attachment.target) && (attachment.standby || route.standby.as_ref() != Some(&attachment.target)));
+        self.opening.retain(|(target, opening, standby)| {
+            let keep = wanted(target) && (*standby || route.standby.as_ref() != Some(target));
             if !keep {
                 opening.abort();
             }
@@ -122,6 +128,7 @@ impl Attachments {
             None => info.standby_ready.store(false, Ordering::SeqCst),
             Some(target) => {
                 let target = target.clone();
+                self.failed.retain(|(failed, _)| *failed != target);
                 self.open(database, info, identity, &target, true);
             }
         }
@@ -143,14 +150,24 @@ impl Attachments {
             return;
         }
         self.failed.retain(|(_, since)| since.elapsed() < RETRY_AFTER);
-        if self.opening.iter().any(|(opening, _)| opening == target) || self.failed.iter().any(|(failed, _)| failed == target) {
+        if self.opening.iter().any(|(opening, ..)| opening == target)
+            || (!standby && self.failed.iter().any(|(failed, _)| failed == target))
+        {
             return;
         }
         let url = database.url_for(target, &info.user);
         let (identity, info) = (identity.clone(), info.clone());
         let opening = tokio::spawn(async move {
             let parameters: Vec<(&[u8], &[u8])> = identity.parameters.iter().map(|(name, value)| (&name[..], &value[..])).collect();
-            let opened = Connection::open(&url, &parameters).await;
+            let mut opened = Connection::open(&url, &parameters).await;
+            for _ in 1..STANDBY_ATTEMPTS {
+                if !standby || opened.is_ok() {
+                    break;
+                }
+                *info.attach_error.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = opened.as_ref().err().map(ToString::to_string);
+                tokio::time::sleep(RETRY_AFTER / 2).await;
+                opened = Connection::open(&url, &parameters).await;
+            }
             let error = opened.as_ref().err().map(ToString::to_string);
             if standby && opened.is_ok() {
                 info.standby_ready.store(true, Ordering::SeqCst);
@@ -158,18 +175,18 @@ impl Attachments {
             *info.attach_error.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = error;
             opened
         });
-        self.opening.push((target.clone(), opening));
+        self.opening.push((target.clone(), opening, standby));
     }
 
     /// Moves connections that have been opened meanwhile to the ready ones.
     async fn collect(&mut self) {
         let mut at = 0;
-        while let Some((_, opening)) = self.opening.get(at) {
+        while let Some((_, opening, _)) = self.opening.get(at) {
             if !opening.is_finished() {
                 at += 1;
                 continue;
             }
-            let (target, opening) = self.opening.swap_remove(at);
+            let (target, opening, standby) = self.opening.swap_remove(at);
             match opening.await {
                 Ok(Ok(connection)) => self.ready.push(Attachment {
                     server: Server::from_connection(connection, 0),
@@ -177,6 +194,7 @@ impl Attachments {
                     prepared: HashMap::new(),
                     refused: HashSet::new(),
                     state_version: 0,
+                    standby,
                 }),
                 _ => self.failed.push((target, Instant::now())),
             }
@@ -193,7 +211,7 @@ impl Attachments {
 
     /// [`Attachments::collect`] without waiting: finished handles are ready at once.
     fn collect_finished(&mut self) {
-        if self.opening.iter().any(|(_, opening)| opening.is_finished()) {
+        if self.opening.iter().any(|(_, opening, _)| opening.is_finished()) {
             futures_util::FutureExt::now_or_never(self.collect());
         }
     }
@@ -212,8 +230,8 @@ impl Attachments {
 
     /// Waits for the connection to a server.
     async fn wait_for(&mut self, target: &Arc<Target>) -> Option<Attachment> {
-        if let Some(at) = self.opening.iter().position(|(opening, _)| opening == target) {
-            let (target, opening) = self.opening.swap_remove(at);
+        if let Some(at) = self.opening.iter().position(|(opening, ..)| opening == target) {
+            let (target, opening, standby) = self.opening.swap_remove(at);
             match opening.await {
                 Ok(Ok(connection)) => {
                     return Some(Attachment {
@@ -222,6 +240,7 @@ impl Attachments {
                         prepared: HashMap::new(),
                         refused: HashSet::new(),
                         state_version: 0,
+                        standby,
                     });
                 }
                 _ => self.failed.push((target, Instant::now())),

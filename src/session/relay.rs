@@ -26,6 +26,8 @@ use tokio::{io::Interest, net::TcpStream, sync::watch};
 
 /// Messages of a client up to this size are looked at whole; larger ones are streamed through unclassified.
 const INSPECT_BYTES_MAX: usize = 256 << 10;
+/// Of a message that is streamed through, this much must have come first: the names in it are shorter.
+const LARGE_START_BYTES: usize = 1 << 10;
 /// Bytes read at once.
 const READ_BYTES: usize = 16 << 10;
 /// Bytes waiting for one side that stop reading from the other.
@@ -55,6 +57,7 @@ struct Remembered {
     left_out: Option<&'static str>,
     wrote: bool,
     began_at: crate::lsn::Lsn,
+    needed: Needed,
 }
 
 /// One session.
@@ -83,6 +86,9 @@ pub(super) struct Relay {
     inside: bool,
     client_skip: usize,
     pub server_skip: usize,
+    /// Nothing more comes from the client; it may still read what it has asked for.
+    client_ended: bool,
+    /// Nothing can be sent to the client any more.
     client_gone: bool,
     pub server_gone: bool,
     remembered: Option<Remembered>,
@@ -141,6 +147,7 @@ impl Relay {
             inside: false,
             client_skip: 0,
             server_skip: 0,
+            client_ended: false,
             client_gone: false,
             server_gone: false,
             remembered: None,
@@ -180,20 +187,28 @@ impl Relay {
                     return Ok(());
                 }
                 Next::Move => {
+                    if !self.to_server.is_empty() {
+                        self.flush_server().await;
+                    }
                     self.move_to_owner().await?;
                     continue;
                 }
                 Next::Serve(plan) => {
                     self.serve(*plan).await?;
+                    self.try_write()?; // the answer goes out before the next read is looked at
                     continue;
                 }
             };
             self.take_from_server()?;
             self.try_write()?;
+            if self.client_gone {
+                self.to_client.clear(); // or the server, not read from, would never take what is left for it
+            }
             if self.server_gone && self.to_client.is_empty() {
                 return Ok(());
             }
-            if self.client_gone && self.to_server.is_empty() {
+            let left = self.client_ended && !held && self.to_client.is_empty() && !self.conversation.owes_answers();
+            if (self.client_gone || left) && self.to_server.is_empty() {
                 return Ok(());
             }
             self.wait(held).await?;
@@ -202,12 +217,16 @@ impl Relay {
 
     /// Waits for whatever can happen next and takes the bytes that came.
     async fn wait(&mut self, held: bool) -> Result<(), io::Error> {
-        let read_client =
-            !self.client_gone && !held && self.to_server.len() < WAITING_BYTES_MAX && self.from_client.len() < 2 * INSPECT_BYTES_MAX;
+        let read_client = !self.client_gone
+            && !self.client_ended
+            && !held
+            && self.to_server.len() < WAITING_BYTES_MAX
+            && self.from_client.len() < 2 * INSPECT_BYTES_MAX;
         let read_server = !self.server_gone && self.to_client.len() < WAITING_BYTES_MAX;
         let client_interest = interest(read_client, !self.to_client.is_empty() && !self.client_gone);
         let server_interest = interest(read_server, !self.to_server.is_empty() && !self.server_gone);
         let (mut client_ready, mut server_ready) = (false, false);
+        let stopped = self.door.stop.notified(); // before the look: a stop between the two would be missed
         let stop_poll = self.closing_since.is_some() || self.door.is_closing();
         tokio::select! {
             biased;
@@ -226,7 +245,7 @@ impl Relay {
                 }
             }
             () = self.info.terminate.notified() => return self.say_goodbye("57P01", "terminating connection due to administrator command"),
-            () = self.door.stop.notified() => {}
+            () = stopped => {}
             () = tokio::time::sleep(Duration::from_millis(50)), if stop_poll => {}
         }
         if self.door.is_closing() {
@@ -247,7 +266,7 @@ impl Relay {
         if client_ready && read_client {
             self.from_client.reserve(READ_BYTES);
             match self.client.try_read_buf(&mut self.from_client) {
-                Ok(0) => self.client_gone = true,
+                Ok(0) => self.client_ended = true,
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(_) => self.client_gone = true,
@@ -323,6 +342,8 @@ impl Relay {
                 }
                 if run == 0
                     && self.serve_next
+                    && self.to_client.len() < WAITING_BYTES_MAX // a pipeline of reads must not pile up answers
+                    && !self.database.gate.is_closed()
                     && let Some(plan) = self.plan_to_serve()
                 {
                     break Next::Serve(Box::new(plan));
@@ -340,15 +361,26 @@ impl Relay {
                 }
             }
             if available < header.len && (header.len > INSPECT_BYTES_MAX || header.tag == b'd') {
-                self.conversation.large_message(header.tag);
+                let named = available >= LARGE_START_BYTES || header.len <= INSPECT_BYTES_MAX;
+                if matches!(header.tag, b'P' | b'B') && !named {
+                    break Next::Io; // the names stand at its start
+                }
+                let start = self.from_client.get(run + 5..run + available).unwrap_or_default();
+                if let Some(before) = self.conversation.large_message(header.tag, start) {
+                    self.forward_client(run);
+                    run = 0;
+                    self.to_server.extend_from_slice(&before);
+                }
                 self.client_skip = header.len;
                 continue;
             }
             let Some(body) = self.from_client.get(run + 5..run + header.len) else { break Next::Io };
             if header.tag == b'X' {
-                run += header.len;
+                // the server answers what came before; nothing of the client is looked at behind it
+                self.client_ended = true;
                 self.forward_client(run);
-                return Ok(Next::End);
+                self.from_client.clear();
+                return Ok(Next::Io);
             }
             let forward = self.conversation.from_client(header.tag, body, &self.database.classifier);
             if matches!(header.tag, b'Q' | b'S') {
@@ -362,6 +394,10 @@ impl Relay {
             run += header.len;
         };
         self.forward_client(run);
+        if self.conversation.at_boundary() {
+            // what was forwarded is not answered (CopyData behind a failed COPY, a Flush): no ReadyForQuery will let us out
+            self.leave();
+        }
         Ok(next)
     }
 
@@ -407,6 +443,7 @@ impl Relay {
             left_out: None,
             wrote: false,
             began_at: self.database.ticks.newest(),
+            needed: self.database.ticks.needed_now(),
         });
     }
 
@@ -569,6 +606,8 @@ impl Relay {
         remembered.wrote |= cycle.wrote;
         for executed in cycle.executed {
             match executed.class.kind {
+                // `RELEASE s; COMMIT` counts as its first verb: on the shadow its COMMIT would be carried out
+                Kind::Transaction(_) if !executed.class.single => remembered.left_out = Some("several statements in one message"),
                 Kind::Transaction(TransactionVerb::Commit) => continue,
                 Kind::Transaction(TransactionVerb::Rollback) => remembered.left_out = Some("rolled back by the client"),
                 Kind::Transaction(TransactionVerb::Prepared) => remembered.left_out = Some("two-phase commit"),
@@ -614,8 +653,12 @@ impl Relay {
                 observations.left_out.count(reason);
                 continue;
             }
-            let transaction =
-                RehearsedTransaction { identity: self.identity.clone(), steps: remembered.steps.clone(), began_at: remembered.began_at };
+            let transaction = RehearsedTransaction {
+                identity: self.identity.clone(),
+                steps: remembered.steps.clone(),
+                began_at: remembered.began_at,
+                needed: remembered.needed,
+            };
             if let Err(dropped) = shadow.queue.offer(self.info.id, Copy::Write(Box::new(transaction))) {
                 observations.left_out.count(dropped.as_str());
             }

@@ -90,6 +90,8 @@ pub struct RehearsedTransaction {
     pub steps: Vec<RehearsedStep>,
     /// The owner's newest known position when the transaction began.
     pub began_at: crate::lsn::Lsn,
+    /// The shadow must have passed this tick: the rows and the schema that the transaction found must be there.
+    pub needed: Needed,
 }
 
 /// What waits in a queue.
@@ -216,6 +218,7 @@ mod tests {
                 identity: Arc::new(Identity { user: "a".into(), parameters: vec![] }),
                 steps: vec![],
                 began_at: crate::lsn::Lsn::ZERO,
+                needed: Needed::default(),
             }))
         };
         for _ in 0..QUEUE_LENGTH_MAX {

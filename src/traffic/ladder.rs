@@ -27,14 +27,17 @@ impl Ladder {
         (Ladder::Step { index: 0, since: now }, config.steps.first().copied().unwrap_or(0.0))
     }
 
-    /// Moves on when the hold time of a step has passed. Returns the percentage to set when it changes.
+    /// Moves on when the hold time of a step has passed and the shadow has answered reads meanwhile (`evidence`): silence
+    /// is not health. Returns the percentage to set when it changes.
     #[must_use]
-    pub fn tick(self, config: &ShiftConfig, now: Instant) -> (Self, Option<f64>) {
+    pub fn tick(self, config: &ShiftConfig, evidence: bool, now: Instant) -> (Self, Option<f64>) {
         match self {
             Ladder::Idle => (Ladder::Idle, None),
             Ladder::Done => (Ladder::Done, None),
             Ladder::Reverted => (Ladder::Reverted, None),
-            Ladder::Step { index, since } if now.saturating_duration_since(since) < config.hold => (Ladder::Step { index, since }, None),
+            Ladder::Step { index, since } if !evidence || now.saturating_duration_since(since) < config.hold => {
+                (Ladder::Step { index, since }, None)
+            }
             Ladder::Step { index, .. } => match config.steps.get(index + 1) {
                 Some(percent) => (Ladder::Step { index: index + 1, since: now }, Some(*percent)),
                 None => (Ladder::Done, None),
@@ -74,13 +77,14 @@ mod tests {
         assert_eq!(percent, 5.0);
         let mut set = Vec::new();
         for second in 0..60 {
-            let (next, percent) = ladder.tick(&config, at(second));
+            let (next, percent) = ladder.tick(&config, true, at(second));
             ladder = next;
             set.extend(percent.map(|percent| (second, percent)));
         }
         assert_eq!(set, [(10, 50.0), (20, 100.0)]);
         assert_eq!(ladder, Ladder::Done);
-        assert_eq!(Ladder::Reverted.tick(&config, at(99)), (Ladder::Reverted, None), "a revert is left by a person only");
+        assert_eq!(Ladder::Reverted.tick(&config, true, at(99)), (Ladder::Reverted, None), "a revert is left by a person only");
+        assert_eq!(Ladder::start(&config, start).0.tick(&config, false, at(99)).1, None, "no read was served: nothing is known");
         assert_eq!(Ladder::start(&config, start).0.describe(&config, at(1)), "step 1 of 3 (5 %), 9 s left");
     }
 }

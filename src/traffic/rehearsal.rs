@@ -44,12 +44,17 @@ enum Outcome {
 impl Rehearser {
     /// For a shadow.
     pub fn new(database: Arc<Database>, shadow: Arc<ShadowRoute>) -> Self {
-        let set_up = "SET lock_timeout = '250ms'; SET statement_timeout = '1500ms'; SET synchronous_commit = off";
+        // a shadow that was the owner once is read-only by default; a rehearsal is rolled back anyway
+        let set_up = "SET default_transaction_read_only = off; SET lock_timeout = '250ms'; SET statement_timeout = '1500ms'; SET synchronous_commit = off";
         Rehearser { runner: Runner::new(database, shadow.target.clone(), set_up, STATEMENT_LIMIT), shadow }
     }
 
     /// Runs a transaction, compares, rolls back.
     pub async fn rehearse(&mut self, transaction: &RehearsedTransaction) {
+        if !self.shadow.caught_up(transaction.needed).await {
+            self.shadow.observations.left_out.count("shadow did not catch up in time");
+            return;
+        }
         match self.run(transaction).await {
             Ok(()) => self.shadow.observations.rehearsed.increment(),
             Err(error) => {

@@ -1,10 +1,18 @@
 //! The routing snapshot: one immutable value per database that sessions read and the control plane swaps whole.
 
-use super::{copies::CopyQueue, fence::Fence, observations::Observations, rehearsal::Freshness};
+use super::{
+    copies::CopyQueue,
+    fence::{Fence, Needed},
+    observations::Observations,
+    rehearsal::Freshness,
+};
 use crate::config::ServerUrl;
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 /// A server that sessions can be connected to.
@@ -116,7 +124,25 @@ impl Breaker {
     }
 }
 
+/// Longest wait of a copy for the shadow to catch up with it; then it decides nothing.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often the fence is looked at meanwhile.
+const FENCE_POLL: Duration = Duration::from_millis(2);
+
 impl ShadowRoute {
+    /// Waits until the shadow has passed a tick. False: it did not in time, or it is out of step. For copies; no client
+    /// ever waits here.
+    pub async fn caught_up(&self, needed: Needed) -> bool {
+        let deadline = Instant::now() + CATCH_UP_TIMEOUT;
+        while !self.fence.allows(needed) {
+            if Instant::now() > deadline || !self.in_step.load(Ordering::Relaxed) {
+                return false;
+            }
+            tokio::time::sleep(FENCE_POLL).await;
+        }
+        true
+    }
+
     /// Does this shadow want anything from sessions at all?
     pub fn is_interested(&self) -> bool {
         self.in_step.load(Ordering::Relaxed)

@@ -47,7 +47,11 @@ pub async fn nonsense(source: &Server, proxy: &mut Proxy) {
         let mut stream = raw(proxy, &bytes).await;
         let said = answer(&mut stream).await.unwrap_or_else(|| panic!("{what}: the connection stays open"));
         assert!(said.first() == Some(&b'E'), "{what}: {}", String::from_utf8_lossy(&said));
-        assert!(said.windows(5).any(|window| window == b"08P01" || window == b"28000" || window == b"0A000"), "{what}: {}", String::from_utf8_lossy(&said));
+        assert!(
+            said.windows(5).any(|window| window == b"08P01" || window == b"28000" || window == b"0A000"),
+            "{what}: {}",
+            String::from_utf8_lossy(&said)
+        );
     }
     // half of something: kept waiting without holding anybody up
     let mut half = Vec::new();
@@ -66,7 +70,9 @@ pub async fn nonsense(source: &Server, proxy: &mut Proxy) {
     connection.send(b"Q\xff\xff\xff\xff").await.unwrap();
     let message = tokio::time::timeout(Duration::from_secs(5), connection.receive()).await.unwrap().unwrap();
     assert_eq!(message.tag, b'E');
-    for bytes in [&b"\x01\0\0\0\x04"[..], b"Q\0\0\0\x04", b"B\0\0\0\x06\0x", b"P\0\0\0\x05a", b"E\0\0\0\x04", b"F\0\0\0\x05\0", b"p\0\0\0\x05\0"] {
+    for bytes in
+        [&b"\x01\0\0\0\x04"[..], b"Q\0\0\0\x04", b"B\0\0\0\x06\0x", b"P\0\0\0\x05a", b"E\0\0\0\x04", b"F\0\0\0\x05\0", b"p\0\0\0\x05\0"]
+    {
         let mut connection = Connection::open(&url, &[]).await.unwrap();
         connection.send(bytes).await.unwrap();
         connection.send(b"S\0\0\0\x04").await.unwrap();

@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use serde_json::json;
 use std::sync::{Mutex, atomic::AtomicBool, atomic::Ordering};
 use understudy::{
+    config::ConsoleUser,
     console::{
         Answer, CommandError, Metric, Operator,
         command::{Command, Topic},
@@ -11,7 +12,7 @@ use understudy::{
     },
     lsn::Lsn,
     metadata::{Event, ProposalState, Severity},
-    monitor::LatencySummary,
+    monitor::{LatencySummary, ResourceSample},
 };
 
 /// Remembers who asked for what.
@@ -23,6 +24,8 @@ pub struct TestOperator {
     pub not_ready: AtomicBool,
     /// What `state` answers.
     pub state: Mutex<State>,
+    /// What `console_user` answers.
+    pub user: Mutex<Option<ConsoleUser>>,
 }
 
 #[async_trait]
@@ -81,11 +84,29 @@ impl Operator for TestOperator {
     fn ready(&self) -> Result<(), String> {
         if self.not_ready.load(Ordering::Relaxed) { Err("the source cannot be reached".into()) } else { Ok(()) }
     }
+
+    fn console_user(&self) -> Option<ConsoleUser> {
+        self.user.lock().unwrap().clone()
+    }
 }
 
 fn latency(count: u64, p50_us: u64, factor: f64) -> LatencySummary {
     let at = |multiple: f64| (p50_us as f64 * multiple * factor) as u64;
     LatencySummary { count, p50_us: at(1.0), p90_us: at(2.1), p99_us: at(6.4), p999_us: at(31.0), max_us: at(140.0) }
+}
+
+fn resources(server_version_num: u32, transactions_per_s: f64) -> ResourceSample {
+    ResourceSample {
+        server_version_num,
+        connections: 34,
+        connections_max: 100,
+        active: 3,
+        cache_hit_ratio: 0.997,
+        database_bytes: 188_231_003,
+        transactions_per_s,
+        wal_bytes_per_s: 812_331.0,
+        ..ResourceSample::default()
+    }
 }
 
 /// A migration in full swing at `t` seconds, with everything that the page can show.
@@ -128,6 +149,7 @@ pub fn sample_state(t: f64) -> State {
         url: "postgres://app:***@10.0.0.2:5432/shop".into(),
         sample_reads: 10.0,
         serve_reads: 25.0,
+        resources: Some(resources(180_004, 61.0)),
         mirror_writes: "rehearse".into(),
         health: "healthy".into(),
         feed: FeedState {
@@ -228,6 +250,7 @@ pub fn sample_state(t: f64) -> State {
             errors: 0,
             source_url: "postgres://app:***@10.0.0.1:5432/shop".into(),
             latency: latency(requests, 290, 1.0),
+            resources: Some(resources(150_018, 304.0)),
             shadows: vec![pg18, pg17],
             cutover: Some(CutoverState {
                 kind: "rollback".into(),

@@ -64,10 +64,13 @@ async fn simple_extended_prepared_pipelined(client: &mut Client) -> Vec<String> 
         async move { client.query_one(statement, &[&low, &(low + 9)]).await.unwrap().get::<_, i64>(0) }
     });
     seen.push(format!("pipelined {:?}", join_all(sums).await));
-    let mixed = (0..12).map(|k| {
-        let client = &*client;
-        async move { client.query_one("SELECT 12 / ($1::int % 4)", &[&k]).await.map(|row| row.get::<_, i32>(0)).map_err(|e| e.code().cloned()) }
-    });
+    let mixed =
+        (0..12).map(|k| {
+            let client = &*client;
+            async move {
+                client.query_one("SELECT 12 / ($1::int % 4)", &[&k]).await.map(|row| row.get::<_, i32>(0)).map_err(|e| e.code().cloned())
+            }
+        });
     seen.push(format!("errors between {:?}", join_all(mixed).await));
     let transaction = client.transaction().await.unwrap();
     let portal = transaction.bind("SELECT id FROM item ORDER BY id", &[]).await.unwrap();
@@ -166,7 +169,8 @@ pub async fn copy(server: &Server, proxy: &Proxy) {
     assert_eq!(sink.finish().await.unwrap(), 50_000);
     let mut out = [String::new(), String::new()];
     for (client, text) in [&direct, &proxied].into_iter().zip(&mut out) {
-        let rows: Vec<Bytes> = client.copy_out("COPY (SELECT * FROM loaded ORDER BY id) TO STDOUT").await.unwrap().try_collect().await.unwrap();
+        let rows: Vec<Bytes> =
+            client.copy_out("COPY (SELECT * FROM loaded ORDER BY id) TO STDOUT").await.unwrap().try_collect().await.unwrap();
         *text = rows.iter().map(|row| String::from_utf8_lossy(row).into_owned()).collect();
     }
     assert!(out[0].len() > 1_000_000 && out[0] == out[1]);
@@ -242,7 +246,9 @@ pub async fn encodings(server: &Server, proxy: &Proxy) {
         let parameters = connection.parameters.clone();
         let mut bytes = BytesMut::new();
         // é is one byte that is not UTF-8; in a literal, in a name, in an error
-        for text in [&b"SELECT '\xe9' AS \"\xe9\", length('\xe9\xe8'), convert_to('\xe9', 'UTF8')"[..], b"SELECT \"\xe9\"", b"SELECT U&'\\20AC'"] {
+        for text in
+            [&b"SELECT '\xe9' AS \"\xe9\", length('\xe9\xe8'), convert_to('\xe9', 'UTF8')"[..], b"SELECT \"\xe9\"", b"SELECT U&'\\20AC'"]
+        {
             frontend::put_query(&mut bytes, text);
         }
         put(&mut bytes, b'P', |b| b.extend_from_slice(b"s\xe9\0SELECT $1 || '\xe8'\0\0\x01\0\0\0\x19"));
@@ -287,10 +293,11 @@ pub async fn cancel(server: &Server, proxy: &Proxy) {
     let (wanted, bystander) = (connect(&url).await, connect(&url).await);
     let token = wanted.cancel_token();
     let began = Instant::now();
-    let (cancelled, left_alone, ()) = tokio::join!(wanted.simple_query("SELECT pg_sleep(30)"), bystander.simple_query("SELECT pg_sleep(1)"), async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        token.cancel_query(NoTls).await.unwrap();
-    });
+    let (cancelled, left_alone, ()) =
+        tokio::join!(wanted.simple_query("SELECT pg_sleep(30)"), bystander.simple_query("SELECT pg_sleep(1)"), async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            token.cancel_query(NoTls).await.unwrap();
+        });
     assert_eq!(sqlstate(cancelled), "57014");
     assert!(began.elapsed() < Duration::from_secs(10));
     left_alone.unwrap();
@@ -316,7 +323,8 @@ pub async fn refused(server: &Server, proxy: &Proxy) {
     assert_eq!(sqlstate(try_connect(&ServerUrl { user: "nobody_here".into(), ..url.clone() }).await), "28P01");
     assert_eq!(sqlstate(try_connect(&ServerUrl { dbname: "elsewhere".into(), ..url.clone() }).await), "3D000");
     // earlier sections' clients may still be leaving
-    crate::harness::wait_until("no client is left", Duration::from_secs(10), || async { proxy.state().await.databases[0].clients == 0 }).await;
+    crate::harness::wait_until("no client is left", Duration::from_secs(10), || async { proxy.state().await.databases[0].clients == 0 })
+        .await;
     proxy.edit("max_clients = 60", "max_clients = 2");
     proxy.rows("RELOAD").await;
     let held = [connect(&url).await, connect(&url).await];

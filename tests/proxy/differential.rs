@@ -141,7 +141,9 @@ pub async fn generated(server: &Server, proxy: &Proxy) {
         let (direct, proxied) = tokio::join!(converse(&url, &bytes, seed), converse(&through, &bytes, seed));
         if direct != proxied {
             let at = direct.iter().zip(&proxied).take_while(|(a, b)| a == b).count();
-            let around = |bytes: &[u8]| String::from_utf8_lossy(&bytes[at.saturating_sub(200).min(bytes.len())..(at + 100).min(bytes.len())]).into_owned();
+            let around = |bytes: &[u8]| {
+                String::from_utf8_lossy(&bytes[at.saturating_sub(200).min(bytes.len())..(at + 100).min(bytes.len())]).into_owned()
+            };
             panic!("seed {seed}: answers differ at byte {at}\n--- direct\n{:?}\n--- proxy\n{:?}", around(&direct), around(&proxied));
         }
         total += direct.len();

@@ -117,7 +117,9 @@ pub async fn set(proxy: &Proxy) {
 
 pub async fn secrets(server: &Server, proxy: &Proxy) {
     let mut texts = vec![("the log", proxy.log_text())];
-    for words in ["SHOW CONFIG", "SHOW SERVERS", "SHOW EVENTS", "SHOW ALERTS", "SHOW DATABASES", "SHOW SHADOWS", "SHOW CLIENTS", "SHOW POOLS"] {
+    for words in
+        ["SHOW CONFIG", "SHOW SERVERS", "SHOW EVENTS", "SHOW ALERTS", "SHOW DATABASES", "SHOW SHADOWS", "SHOW CLIENTS", "SHOW POOLS"]
+    {
         let output = proxy.tell(words).await;
         assert_eq!(output.code, 0, "{words}: {}", output.stderr);
         texts.push((words, output.stdout + &output.stderr));

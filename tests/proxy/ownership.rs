@@ -34,7 +34,10 @@ pub async fn named_obstacle(pair: &Pair) {
     assert_eq!(pair.proxy.state().await.databases[0].owner, "source");
     assert_eq!(ask(&client, "SELECT count(*) FROM scratch").await, "0", "the session goes on");
     drop(client);
-    crate::harness::wait_until("the session has ended", Duration::from_secs(5), || async { pair.proxy.state().await.databases[0].clients == 0 }).await;
+    crate::harness::wait_until("the session has ended", Duration::from_secs(5), || async {
+        pair.proxy.state().await.databases[0].clients == 0
+    })
+    .await;
 }
 
 pub async fn dry_run(pair: &Pair) {
@@ -70,10 +73,7 @@ impl Rich {
             }
         });
         let statement = client.prepare("SELECT v FROM item WHERE id = $1").await.unwrap();
-        client
-            .batch_execute("SET TimeZone = 'Asia/Tokyo'; SET work_mem = '5MB'; SET \"my.own\" = 'it''s \\ ä'")
-            .await
-            .unwrap();
+        client.batch_execute("SET TimeZone = 'Asia/Tokyo'; SET work_mem = '5MB'; SET \"my.own\" = 'it''s \\ ä'").await.unwrap();
         client.batch_execute("LISTEN \"Wide News\"").await.unwrap();
         client.batch_execute("PREPARE plan (int) AS SELECT note FROM item WHERE id = $1").await.unwrap();
         Rich { client, statement, heard }

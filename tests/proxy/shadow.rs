@@ -282,6 +282,14 @@ pub async fn compared(pair: &Pair) {
         pair.proxy.shadow().await.compare.different > calm.different
     })
     .await;
+    // a prepared statement's answer comes without a description of its columns
+    let read = client.prepare("SELECT id, note FROM item WHERE id = $1").await.unwrap();
+    let found = pair.proxy.shadow().await.compare.different;
+    wait_until("and through a prepared statement", Duration::from_secs(15), || async {
+        assert_eq!(client.query_one(&read, &[&55]).await.unwrap().get::<_, String>(1), "note 55");
+        pair.proxy.shadow().await.compare.different > found
+    })
+    .await;
     let fingerprint = format!("{:016x}", Classifier::new(CatalogFacts::default()).classify(TEXT.as_bytes()).fingerprint);
     let shown = serde_json::to_string(&pair.proxy.rows("SHOW MISMATCHES").await).unwrap();
     assert!(shown.contains(&fingerprint) && shown.contains("different values"), "{fingerprint}: {shown}");

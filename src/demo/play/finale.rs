@@ -18,6 +18,8 @@ const OBJECTS: &str = "SELECT 'replication slot ' || slot_name FROM pg_replicati
     UNION ALL SELECT 'replication origin ' || roname FROM pg_replication_origin
     UNION ALL SELECT 'event trigger ' || evtname FROM pg_event_trigger
     UNION ALL SELECT 'trigger ' || tgname FROM pg_trigger WHERE tgname LIKE 'understudy%'
+    UNION ALL SELECT 'setting ' || array_to_string(setconfig, ', ') FROM pg_db_role_setting
+    UNION ALL SELECT 'setting ' || name FROM pg_file_settings WHERE sourcefile LIKE '%postgresql.auto.conf'
     UNION ALL SELECT 'schema ' || nspname FROM pg_namespace WHERE nspname LIKE 'understudy%'";
 const CONNECTIONS: &str = "SELECT 'connection ' || application_name FROM pg_stat_activity WHERE application_name LIKE 'understudy%'";
 

@@ -3,6 +3,7 @@
 use super::{DATABASE, FAULT_AT_PERCENT, Play, SHADOW, actors, load_line};
 use crate::demo::{
     Break, DemoError,
+    proxy::REVERT_WINDOW,
     report::{Report, Revert},
     servers::Server,
     stage::{grouped, millis},
@@ -15,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The window is 2 s; a revert that takes longer than this did not happen.
+/// A revert that takes longer than this did not happen.
 const REVERT_WAIT_MAX: Duration = Duration::from_secs(10);
 const CLIMB_WAIT_MAX: Duration = Duration::from_secs(60);
 const HEAL_WAIT_MAX: Duration = Duration::from_secs(45);
@@ -170,6 +171,7 @@ impl Play<'_> {
             fault: fault.describe().to_owned(),
             reason: newest.as_ref().map(|revert| revert.reason.clone()).unwrap_or_default(),
             reaction_ms: reverted.map_or(0.0, |after| after.as_secs_f64() * 1000.0),
+            window_ms: REVERT_WINDOW.as_secs_f64() * 1000.0,
             reported_ms: newest.map_or(0.0, |revert| revert.reaction_ms),
             client_errors: self.tally.failures().since(failures).total(),
         })

@@ -197,6 +197,81 @@ fn names_of_own_settings_are_found_wherever_they_stand() {
     assert_eq!(dotted_names(b"\xff.\xfe a.\xff").count(), 0);
 }
 
+#[test]
+fn what_the_server_ignores_leaves_the_boundary() {
+    let mut talk = Talk::new();
+    talk.client(&[(b'Q', b"copy t from stdin\0")]);
+    talk.server(&[(b'G', b"\0\0\0")]);
+    talk.client(&[(b'd', b"x\n")]);
+    talk.server(&[ERROR, IDLE]);
+    talk.client(&[(b'd', b"y\n"), (b'c', b"")]);
+    assert!(talk.conversation.at_boundary(), "CopyData behind the error");
+    talk.client(&[(b'H', b"")]);
+    assert!(talk.conversation.at_boundary(), "Flush with nothing to flush");
+}
+
+#[test]
+fn a_statement_of_an_unknown_name_is_not_taken_for_the_portal_before_it() {
+    let mut talk = Talk::new();
+    talk.client(&[P, B, E, (b'B', b"\0sql_prepared\0\0\0\0\0\0\0"), E, S]);
+    talk.server(&[(b'1', b""), (b'2', b""), DONE, (b'2', b""), (b'C', b"INSERT 0 1\0"), IDLE]);
+    assert!(talk.finished[0].cycle.wrote && talk.finished[0].cycle.opaque);
+}
+
+#[test]
+fn a_statement_prepared_again_behind_an_error_is_prepared_again_later() {
+    let mut talk = Talk::new();
+    talk.client(&[P, S]);
+    talk.server(&[(b'1', b""), IDLE]);
+    talk.conversation.generation += 1;
+    talk.client(&[(b'P', b"\0nonsense\0\0\0")]);
+    talk.server(&[ERROR]);
+    assert_eq!(talk.client(&[B, E, S]), [true, false, false]);
+    talk.server(&[IDLE]);
+    assert_eq!(talk.client(&[B, E, S]), [true, false, false], "the server skipped it");
+}
+
+#[test]
+fn large_messages_are_known_by_their_names() {
+    let mut talk = Talk::new();
+    talk.client(&[P, S]);
+    talk.server(&[(b'1', b""), IDLE]);
+    talk.conversation.generation += 1;
+    assert!(talk.conversation.large_message(b'B', b"\0s1\0\0\0").is_some(), "prepared on the new server first");
+    talk.client(&[E, S]);
+    assert_eq!(talk.server(&[(b'1', b""), (b'2', b""), DONE, IDLE]), "2CZ");
+    talk.client(&[(b'C', b"Ss1\0")]);
+    assert!(talk.conversation.large_message(b'P', b"s1\0select").is_none());
+    talk.client(&[S]);
+    talk.server(&[(b'3', b""), (b'1', b""), IDLE]);
+    assert!(talk.conversation.statement(b"s1").is_none(), "what it is now is not known");
+}
+
+#[test]
+fn answers_are_owed_only_while_the_server_can_give_them() {
+    let mut talk = Talk::new();
+    talk.client(&[P]);
+    assert!(!talk.conversation.owes_answers(), "no Sync");
+    talk.client(&[B, E, S]);
+    assert!(talk.conversation.owes_answers());
+    talk.server(&[(b'1', b""), (b'2', b""), DONE, IDLE]);
+    assert!(!talk.conversation.owes_answers());
+    talk.client(&[(b'Q', b"copy t from stdin\0")]);
+    assert!(talk.conversation.owes_answers());
+    talk.server(&[(b'G', b"\0\0\0")]);
+    assert!(!talk.conversation.owes_answers(), "it waits for data that cannot come any more");
+    talk.client(&[(b'c', b"")]);
+    assert!(talk.conversation.owes_answers());
+}
+
+#[test]
+fn a_lock_taken_before_an_error_pins() {
+    let mut talk = Talk::new();
+    talk.client(&[(b'Q', b"select pg_advisory_lock(1), 1/0\0")]);
+    talk.server(&[ERROR, IDLE]);
+    assert_eq!(talk.conversation.pins.len(), 1);
+}
+
 proptest! {
     /// No sequence of messages of either side makes the bookkeeping panic, and a boundary has nothing outstanding.
     #[test]
