@@ -335,6 +335,7 @@ pub async fn cannot_hurt(pair: &Pair) {
     pair.set("mirror_writes", "rehearse").await;
     median(&clients).await;
     let rehearsed = pair.proxy.shadow().await.rehearsal;
+    let sampled = pair.proxy.shadow().await.compare.sampled;
     let bound = 3 * calm + 3_000;
     pair.shadow.pause().unwrap();
     for round in 0..3 {
@@ -343,6 +344,8 @@ pub async fn cannot_hurt(pair: &Pair) {
         let held = pair.proxy.metric("understudy_traffic_copies_bytes");
         assert!(held <= MEMORY_MAX, "shadow work holds {held} bytes");
     }
+    let compare = pair.proxy.shadow().await.compare;
+    assert!(compare.sampled >= sampled + 400, "copies went on being made: {compare:?}");
     pair.shadow.kill9().unwrap();
     for round in 0..3 {
         let now = median(&clients).await;
