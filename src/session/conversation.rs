@@ -81,6 +81,11 @@ pub struct Cycle {
     extended: bool,
     /// The client has ended the cycle; ReadyForQuery is owed.
     complete: bool,
+    /// Messages of the extended protocol that have not been answered: an error meanwhile is theirs, not that of a Query
+    /// behind them.
+    unanswered: usize,
+    /// The server skips everything up to the next Sync.
+    skipping: bool,
     pending: VecDeque<Pending>,
     /// What it ran, in order.
     pub executed: Vec<Executed>,
@@ -103,6 +108,8 @@ impl Cycle {
             simple: false,
             extended: false,
             complete: false,
+            unanswered: 0,
+            skipping: false,
             pending: VecDeque::new(),
             executed: Vec::new(),
             answering: 0,
@@ -281,6 +288,7 @@ impl Conversation {
         let mut rest = start;
         match tag {
             b'd' => {}
+            b'Q' | b'F' if self.batch_open && self.open().skipping => {}
             b'Q' | b'F' => {
                 let cycle = self.open();
                 (cycle.wrote, cycle.opaque, cycle.simple, cycle.complete) = (true, true, true, true);
@@ -290,6 +298,7 @@ impl Conversation {
             _ => {
                 let cycle = self.open();
                 (cycle.wrote, cycle.opaque, cycle.extended) = (true, true, true);
+                cycle.unanswered += 1;
                 if tag == b'P' {
                     // its ParseComplete is owed, but we will not be able to prepare it again
                     let name = Bytes::copy_from_slice(take_cstr(&mut rest).unwrap_or_default());
@@ -311,9 +320,12 @@ impl Conversation {
     pub fn from_client(&mut self, tag: u8, body: &[u8], classifier: &Classifier) -> Forward {
         let mut forward = Forward::default();
         if matches!(tag, b'P' | b'B' | b'D' | b'E' | b'C') {
-            self.open().extended = true;
+            let cycle = self.open();
+            cycle.extended = true;
+            cycle.unanswered += 1;
         }
         match tag {
+            b'Q' | b'F' if self.batch_open && self.open().skipping => {} // the server skips it, and answers the Sync to come
             b'Q' => {
                 let text = body.strip_suffix(b"\0").unwrap_or(body);
                 let class = classifier.classify(text);
@@ -416,7 +428,9 @@ impl Conversation {
         if let Some(stored) = self.statements.get_mut(&name) {
             stored.prepared_on = generation;
         }
-        self.open().pending.push_back(Pending::Injected { name });
+        let cycle = self.open();
+        cycle.unanswered += 1;
+        cycle.pending.push_back(Pending::Injected { name });
         Some(bytes)
     }
 
@@ -484,6 +498,10 @@ impl Conversation {
             b'C' | b'E' | b'Z' => self.data_wanted = false,
             _ => {}
         }
+        let of_extended = cycle.unanswered > 0 && !cycle.skipping;
+        if matches!(tag, b'1' | b'2' | b'3' | b'T' | b'n' | b'C' | b'I' | b's') {
+            cycle.unanswered = cycle.unanswered.saturating_sub(1);
+        }
         match tag {
             b'1' => match cycle.pending.pop_front() {
                 Some(Pending::Injected { .. }) => return FromServer::Swallow,
@@ -506,7 +524,7 @@ impl Conversation {
                 }
             }
             b'I' | b's' => cycle.answering += usize::from(!cycle.simple),
-            b'E' => self.failed(),
+            b'E' => self.failed(of_extended),
             b'G' if !self.simple_in_front() => self.enter_copy_in(),
             b'Z' => return self.ready(body),
             _ => {}
@@ -535,6 +553,7 @@ impl Conversation {
             for later in rest {
                 cycle.opaque |= later.opaque || !later.executed.is_empty();
                 cycle.wrote |= later.wrote;
+                cycle.unanswered += later.unanswered;
                 cycle.pending.extend(later.pending);
             }
             self.batch_open = true;
@@ -544,19 +563,13 @@ impl Conversation {
     }
 
     /// The rest of the head cycle is skipped by the server.
-    fn failed(&mut self) {
+    fn failed(&mut self, of_extended: bool) {
         let mut not_prepared = Vec::new();
         if let Some(cycle) = self.cycles.front_mut() {
             cycle.failed = true;
-            if cycle.simple && cycle.extended {
-                // a Query inside an unsynced batch: after an error the server skips it, and answers the next Sync instead
-                (cycle.simple, cycle.complete) = (false, false);
-                if self.cycles.len() > 1 {
-                    self.cycles.remove(1);
-                } else {
-                    self.batch_open = true;
-                }
-            }
+        }
+        if of_extended {
+            self.skip_to_sync();
         }
         if let Some(cycle) = self.cycles.front_mut() {
             for pending in cycle.pending.drain(..) {
@@ -571,6 +584,24 @@ impl Conversation {
                 statement.prepared_on = 0;
             }
         }
+    }
+
+    /// Whatever the client has sent behind the failed message up to its next Sync is skipped by the server, a Query too.
+    fn skip_to_sync(&mut self) {
+        let Some(mut cycle) = self.cycles.pop_front() else { return };
+        while cycle.simple || !cycle.complete {
+            cycle.simple = false;
+            cycle.complete = false;
+            let Some(later) = self.cycles.pop_front() else {
+                cycle.skipping = true;
+                self.batch_open = true;
+                break;
+            };
+            (cycle.simple, cycle.complete) = (later.simple, later.complete);
+            (cycle.wrote, cycle.opaque) = (cycle.wrote | later.wrote, true);
+            cycle.pending.extend(later.pending);
+        }
+        self.cycles.push_front(cycle);
     }
 
     fn remember(&mut self, name: Bytes, statement: Statement) {

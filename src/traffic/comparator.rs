@@ -213,8 +213,9 @@ fn may_vary(class: &Class, operation: &Operation, answer: &Answer, difference: D
     {
         return Some("an aggregate or window depends on the order of rows");
     }
-    let has_floats = answer.columns.as_ref().is_none_or(|columns| columns.iter().any(|(_, oid)| FLOATS.contains(oid)));
-    if difference == Difference::Values && has_floats && (text.contains("sum") || text.contains("avg") || answer.columns.is_none()) {
+    // a prepared statement's answer is not described to the client; the answers that confirm a difference are
+    let has_floats = answer.columns.as_ref().is_some_and(|columns| columns.iter().any(|(_, oid)| FLOATS.contains(oid)));
+    if difference == Difference::Values && has_floats && (text.contains("sum") || text.contains("avg")) {
         return Some("floating point sums depend on the order of rows");
     }
     None

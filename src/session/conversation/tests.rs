@@ -184,6 +184,29 @@ fn whole_cycles_are_recognised() {
 }
 
 #[test]
+fn queries_behind_a_failed_message_are_skipped_up_to_the_sync() {
+    let query: (u8, &[u8]) = (b'Q', b"select 1\0");
+    // sent before the error is known, and after it
+    for early in [0, 1, 2, 3, 4] {
+        let mut talk = Talk::new();
+        let messages = [P, query, query, S];
+        talk.client(&messages[..early.max(1)]);
+        talk.server(&[ERROR]);
+        talk.client(&messages[early.max(1)..]);
+        assert!(!talk.conversation.at_boundary(), "the Sync's answer is owed");
+        talk.server(&[IDLE]);
+        assert!(talk.conversation.at_boundary(), "{early} messages before the error");
+    }
+    // the error of the Query itself ends it
+    let mut talk = Talk::new();
+    talk.client(&[P, query, query]);
+    talk.server(&[(b'1', b""), ERROR, IDLE]);
+    assert!(!talk.conversation.at_boundary());
+    talk.server(&[DONE, IDLE]);
+    assert!(talk.conversation.at_boundary());
+}
+
+#[test]
 fn what_the_server_ignores_leaves_the_boundary() {
     let mut talk = Talk::new();
     talk.client(&[(b'Q', b"copy t from stdin\0")]);
