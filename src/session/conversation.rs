@@ -24,6 +24,10 @@ use std::{
 /// Prepared statements remembered per session, so that they can be prepared again elsewhere; beyond it a session counts as
 /// not movable rather than growing without bound.
 const STATEMENTS_MAX: usize = 10_000;
+/// Names of custom settings remembered per session.
+const CUSTOM_MAX: usize = 64;
+/// Longest such name.
+const CUSTOM_NAME_BYTES_MAX: usize = 128;
 /// Operations remembered per cycle for copies; longer pipelines are not copied.
 const OPERATIONS_MAX: usize = 64;
 
@@ -34,6 +38,8 @@ pub struct Statement {
     pub parse: Arc<Parse>,
     /// What it is.
     pub class: Arc<Class>,
+    /// The classifier's generation of facts that say so.
+    pub facts: u64,
     /// The server generation on which it exists; see [`Conversation::generation`].
     pub prepared_on: u32,
 }
@@ -75,6 +81,11 @@ pub struct Cycle {
     extended: bool,
     /// The client has ended the cycle; ReadyForQuery is owed.
     complete: bool,
+    /// Messages of the extended protocol that have not been answered: an error meanwhile is theirs, not that of a Query
+    /// behind them.
+    unanswered: usize,
+    /// The server skips everything up to the next Sync.
+    skipping: bool,
     pending: VecDeque<Pending>,
     /// What it ran, in order.
     pub executed: Vec<Executed>,
@@ -97,6 +108,8 @@ impl Cycle {
             simple: false,
             extended: false,
             complete: false,
+            unanswered: 0,
+            skipping: false,
             pending: VecDeque::new(),
             executed: Vec::new(),
             answering: 0,
@@ -146,6 +159,8 @@ pub struct Conversation {
     batch_open: bool,
     /// The server is in COPY IN for an extended Execute: it ignores Sync until CopyDone or CopyFail.
     copy_in: bool,
+    /// Names of settings with a dot that the client may have set.
+    custom: Vec<String>,
     /// The server waits for CopyData of either protocol.
     data_wanted: bool,
     status: TransactionStatus,
@@ -167,6 +182,7 @@ impl Default for Conversation {
             cycles: VecDeque::new(),
             batch_open: false,
             copy_in: false,
+            custom: Vec::new(),
             data_wanted: false,
             status: TransactionStatus::Idle,
             statements: HashMap::new(),
@@ -184,6 +200,31 @@ impl Conversation {
     #[inline]
     pub fn at_boundary(&self) -> bool {
         self.cycles.is_empty() && !self.batch_open && self.status == TransactionStatus::Idle
+    }
+
+    /// A query for those settings of extensions and applications (`app.tenant`) that the client may have set: pg_settings does
+    /// not list them. Empty: none.
+    pub fn custom_settings(&self) -> String {
+        let names = self.custom.iter().map(|name| format!("SELECT '{name}', pg_catalog.current_setting('{name}', true)"));
+        names.collect::<Vec<_>>().join(" UNION ALL ")
+    }
+
+    /// Remembers every word that may be the name of such a setting; one too many does no harm.
+    fn note_custom_settings(&mut self, text: &[u8]) {
+        let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'$');
+        for word in text.split(|byte| !plain(byte)) {
+            let parts = || word.split(|byte| *byte == b'.');
+            let named =
+                parts().count() > 1 && parts().all(|part| part.first().is_some_and(|first| !first.is_ascii_digit() && *first != b'$'));
+            let Ok(word) = std::str::from_utf8(word) else { continue };
+            if named
+                && word.len() < CUSTOM_NAME_BYTES_MAX
+                && self.custom.len() < CUSTOM_MAX
+                && !self.custom.iter().any(|known| known == word)
+            {
+                self.custom.push(word.to_owned());
+            }
+        }
     }
 
     /// The client has asked for something that the server can still answer without another byte of the client.
@@ -247,6 +288,7 @@ impl Conversation {
         let mut rest = start;
         match tag {
             b'd' => {}
+            b'Q' | b'F' if self.batch_open && self.open().skipping => {}
             b'Q' | b'F' => {
                 let cycle = self.open();
                 (cycle.wrote, cycle.opaque, cycle.simple, cycle.complete) = (true, true, true, true);
@@ -256,6 +298,7 @@ impl Conversation {
             _ => {
                 let cycle = self.open();
                 (cycle.wrote, cycle.opaque, cycle.extended) = (true, true, true);
+                cycle.unanswered += 1;
                 if tag == b'P' {
                     // its ParseComplete is owed, but we will not be able to prepare it again
                     let name = Bytes::copy_from_slice(take_cstr(&mut rest).unwrap_or_default());
@@ -277,13 +320,19 @@ impl Conversation {
     pub fn from_client(&mut self, tag: u8, body: &[u8], classifier: &Classifier) -> Forward {
         let mut forward = Forward::default();
         if matches!(tag, b'P' | b'B' | b'D' | b'E' | b'C') {
-            self.open().extended = true;
+            let cycle = self.open();
+            cycle.extended = true;
+            cycle.unanswered += 1;
         }
         match tag {
+            b'Q' | b'F' if self.batch_open && self.open().skipping => {} // the server skips it, and answers the Sync to come
             b'Q' => {
                 let text = body.strip_suffix(b"\0").unwrap_or(body);
                 let class = classifier.classify(text);
                 let recording = self.recording;
+                if class.session_effects.contains(&SessionEffect::Set) {
+                    self.note_custom_settings(text);
+                }
                 let cycle = self.open();
                 cycle.note(&class, text);
                 let operation = recording.then(|| Operation::Simple(Bytes::copy_from_slice(text)));
@@ -302,7 +351,7 @@ impl Conversation {
                 let mut rest = body;
                 if let (Some(portal), Some(name)) = (take_cstr(&mut rest), take_cstr(&mut rest)) {
                     forward.before = self.inject(name);
-                    self.bind(portal, name, rest);
+                    self.bind(portal, name, rest, classifier);
                 } else {
                     self.open().opaque = true;
                 }
@@ -342,10 +391,11 @@ impl Conversation {
             self.open().opaque = true;
             return;
         };
+        let facts = classifier.generation();
         let class = classifier.classify(text);
         let name = Bytes::copy_from_slice(name);
         let parse = Arc::new(Parse { name: name.clone(), query: Bytes::copy_from_slice(text), types: Bytes::copy_from_slice(rest) });
-        let statement = Statement { parse, class, prepared_on: self.generation };
+        let statement = Statement { parse, class, facts, prepared_on: self.generation };
         self.open().pending.push_back(Pending::Parse { name, statement });
     }
 
@@ -378,17 +428,33 @@ impl Conversation {
         if let Some(stored) = self.statements.get_mut(&name) {
             stored.prepared_on = generation;
         }
-        self.open().pending.push_back(Pending::Injected { name });
+        let cycle = self.open();
+        cycle.unanswered += 1;
+        cycle.pending.push_back(Pending::Injected { name });
         Some(bytes)
     }
 
-    fn bind(&mut self, portal: &[u8], name: &[u8], rest: &[u8]) {
-        let found = self.lookup(name);
+    fn bind(&mut self, portal: &[u8], name: &[u8], rest: &[u8], classifier: &Classifier) {
+        let mut found = self.lookup(name);
+        if let Some((statement, _)) = &mut found
+            && statement.facts != classifier.generation()
+        {
+            // what it reaches may have changed since it was parsed
+            statement.facts = classifier.generation();
+            statement.class = classifier.classify(&statement.parse.query);
+            if let Some(stored) = self.statements.get_mut(name).filter(|stored| stored.parse == statement.parse) {
+                (stored.facts, stored.class) = (statement.facts, statement.class.clone());
+            }
+        }
         self.open();
         let recording = self.recording;
         // whatever the name meant before: an Execute must not take the old portal for this one
         self.portals.retain(|(existing, ..)| existing != portal);
         if let Some((statement, parsed_here)) = found {
+            if statement.class.session_effects.contains(&SessionEffect::Set) {
+                self.note_custom_settings(&statement.parse.query);
+                self.note_custom_settings(rest); // set_config($1, $2, $3)
+            }
             let bind = if recording { Bytes::copy_from_slice(rest) } else { Bytes::new() };
             if self.portals.len() < OPERATIONS_MAX {
                 self.portals.push((Bytes::copy_from_slice(portal), statement, bind, parsed_here));
@@ -432,6 +498,10 @@ impl Conversation {
             b'C' | b'E' | b'Z' => self.data_wanted = false,
             _ => {}
         }
+        let of_extended = cycle.unanswered > 0 && !cycle.skipping;
+        if matches!(tag, b'1' | b'2' | b'3' | b'T' | b'n' | b'C' | b'I' | b's') {
+            cycle.unanswered = cycle.unanswered.saturating_sub(1);
+        }
         match tag {
             b'1' => match cycle.pending.pop_front() {
                 Some(Pending::Injected { .. }) => return FromServer::Swallow,
@@ -454,7 +524,7 @@ impl Conversation {
                 }
             }
             b'I' | b's' => cycle.answering += usize::from(!cycle.simple),
-            b'E' => self.failed(),
+            b'E' => self.failed(of_extended),
             b'G' if !self.simple_in_front() => self.enter_copy_in(),
             b'Z' => return self.ready(body),
             _ => {}
@@ -483,6 +553,7 @@ impl Conversation {
             for later in rest {
                 cycle.opaque |= later.opaque || !later.executed.is_empty();
                 cycle.wrote |= later.wrote;
+                cycle.unanswered += later.unanswered;
                 cycle.pending.extend(later.pending);
             }
             self.batch_open = true;
@@ -492,19 +563,13 @@ impl Conversation {
     }
 
     /// The rest of the head cycle is skipped by the server.
-    fn failed(&mut self) {
+    fn failed(&mut self, of_extended: bool) {
         let mut not_prepared = Vec::new();
         if let Some(cycle) = self.cycles.front_mut() {
             cycle.failed = true;
-            if cycle.simple && cycle.extended {
-                // a Query inside an unsynced batch: after an error the server skips it, and answers the next Sync instead
-                (cycle.simple, cycle.complete) = (false, false);
-                if self.cycles.len() > 1 {
-                    self.cycles.remove(1);
-                } else {
-                    self.batch_open = true;
-                }
-            }
+        }
+        if of_extended {
+            self.skip_to_sync();
         }
         if let Some(cycle) = self.cycles.front_mut() {
             for pending in cycle.pending.drain(..) {
@@ -521,6 +586,24 @@ impl Conversation {
         }
     }
 
+    /// Whatever the client has sent behind the failed message up to its next Sync is skipped by the server, a Query too.
+    fn skip_to_sync(&mut self) {
+        let Some(mut cycle) = self.cycles.pop_front() else { return };
+        while cycle.simple || !cycle.complete {
+            cycle.simple = false;
+            cycle.complete = false;
+            let Some(later) = self.cycles.pop_front() else {
+                cycle.skipping = true;
+                self.batch_open = true;
+                break;
+            };
+            (cycle.simple, cycle.complete) = (later.simple, later.complete);
+            (cycle.wrote, cycle.opaque) = (cycle.wrote | later.wrote, true);
+            cycle.pending.extend(later.pending);
+        }
+        self.cycles.push_front(cycle);
+    }
+
     fn remember(&mut self, name: Bytes, statement: Statement) {
         if self.statements.len() >= STATEMENTS_MAX && !self.statements.contains_key(&name) {
             self.forgot_statements = true;
@@ -531,7 +614,7 @@ impl Conversation {
 
     /// Remembers the unnamed statement of a read that a shadow served: the owner has not seen it.
     pub fn served_unnamed(&mut self, parse: Arc<Parse>, class: Arc<Class>) {
-        self.remember(Bytes::new(), Statement { parse, class, prepared_on: 0 });
+        self.remember(Bytes::new(), Statement { parse, class, facts: 0, prepared_on: 0 });
     }
 
     fn ready(&mut self, body: &[u8]) -> FromServer {

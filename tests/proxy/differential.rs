@@ -98,8 +98,8 @@ fn conversation(seed: u64) -> BytesMut {
     bytes
 }
 
-/// Sends in pieces of a seeded size and collects the answer, ParameterStatus of the log-in included.
-async fn converse(url: &ServerUrl, conversation: &[u8], seed: u64) -> Vec<u8> {
+/// Sends in pieces of a seeded size and collects the answer, ParameterStatus of the log-in included. The connection is open.
+async fn converse(url: &ServerUrl, conversation: &[u8], seed: u64) -> (Connection, Vec<u8>) {
     let mut connection = Connection::open(url, &[(b"application_name", b"generated")]).await.unwrap();
     let mut random = fastrand::Rng::with_seed(seed ^ u64::from(url.port));
     let mut answer = Vec::new();
@@ -127,7 +127,7 @@ async fn converse(url: &ServerUrl, conversation: &[u8], seed: u64) -> Vec<u8> {
         answer.extend_from_slice(&message.body);
         last |= message.tag == b'D' && message.body.ends_with(b"the end of it");
         if last && message.tag == b'Z' {
-            return answer;
+            return (connection, answer);
         }
     }
 }
@@ -135,10 +135,10 @@ async fn converse(url: &ServerUrl, conversation: &[u8], seed: u64) -> Vec<u8> {
 pub async fn generated(server: &Server, proxy: &Proxy) {
     let url = server.app_url("shop");
     let through = proxy.through(&url);
-    let mut total = 0;
+    let (mut total, mut left_open) = (0, Vec::new());
     for seed in 0..CONVERSATIONS {
         let bytes = conversation(seed);
-        let (direct, proxied) = tokio::join!(converse(&url, &bytes, seed), converse(&through, &bytes, seed));
+        let ((_, direct), (connection, proxied)) = tokio::join!(converse(&url, &bytes, seed), converse(&through, &bytes, seed));
         if direct != proxied {
             let at = direct.iter().zip(&proxied).take_while(|(a, b)| a == b).count();
             let around = |bytes: &[u8]| {
@@ -147,7 +147,13 @@ pub async fn generated(server: &Server, proxy: &Proxy) {
             panic!("seed {seed}: answers differ at byte {at}\n--- direct\n{:?}\n--- proxy\n{:?}", around(&direct), around(&proxied));
         }
         total += direct.len();
+        // all is answered: a session that still counts as inside a transaction could never be held or moved
+        if proxy.rows("SHOW POOLS").await[0]["in_transaction"] != 0 {
+            left_open.push(seed);
+        }
+        drop(connection);
     }
+    assert!(left_open.is_empty(), "sessions are taken to be in a transaction after these conversations: {left_open:?}");
     assert!(total > 100_000, "the conversations say too little: {total} bytes");
     // no transaction is left counted as open
     let paused = tokio::time::timeout(Duration::from_secs(10), proxy.tell("PAUSE shop")).await.expect("something holds a PAUSE up");

@@ -184,6 +184,29 @@ fn whole_cycles_are_recognised() {
 }
 
 #[test]
+fn queries_behind_a_failed_message_are_skipped_up_to_the_sync() {
+    let query: (u8, &[u8]) = (b'Q', b"select 1\0");
+    // sent before the error is known, and after it
+    for early in [0, 1, 2, 3, 4] {
+        let mut talk = Talk::new();
+        let messages = [P, query, query, S];
+        talk.client(&messages[..early.max(1)]);
+        talk.server(&[ERROR]);
+        talk.client(&messages[early.max(1)..]);
+        assert!(!talk.conversation.at_boundary(), "the Sync's answer is owed");
+        talk.server(&[IDLE]);
+        assert!(talk.conversation.at_boundary(), "{early} messages before the error");
+    }
+    // the error of the Query itself ends it
+    let mut talk = Talk::new();
+    talk.client(&[P, query, query]);
+    talk.server(&[(b'1', b""), ERROR, IDLE]);
+    assert!(!talk.conversation.at_boundary());
+    talk.server(&[DONE, IDLE]);
+    assert!(talk.conversation.at_boundary());
+}
+
+#[test]
 fn what_the_server_ignores_leaves_the_boundary() {
     let mut talk = Talk::new();
     talk.client(&[(b'Q', b"copy t from stdin\0")]);
@@ -248,6 +271,32 @@ fn answers_are_owed_only_while_the_server_can_give_them() {
     assert!(!talk.conversation.owes_answers(), "it waits for data that cannot come any more");
     talk.client(&[(b'c', b"")]);
     assert!(talk.conversation.owes_answers());
+}
+
+#[test]
+fn settings_with_a_dot_are_asked_for_by_name() {
+    let mut talk = Talk::new();
+    assert_eq!(talk.conversation.custom_settings(), "");
+    talk.client(&[(b'Q', b"set app.tenant = '4.2'\0"), (b'Q', b"select set_config('my.\\user', 'x', false)\0")]);
+    talk.client(&[(b'P', b"\0select set_config($1, $2, false)\0\0\0"), (b'B', b"\0\0\0\0\0\x02\0\0\0\x07app.who\0\0\0\x011\0\0"), E, S]);
+    let text = talk.conversation.custom_settings();
+    assert_eq!(
+        text,
+        "SELECT 'app.tenant', pg_catalog.current_setting('app.tenant', true) UNION ALL \
+         SELECT 'app.who', pg_catalog.current_setting('app.who', true)"
+    );
+}
+
+#[test]
+fn a_prepared_statement_is_judged_by_the_facts_of_today() {
+    let mut talk = Talk::new();
+    talk.client(&[P, S]);
+    talk.server(&[(b'1', b""), IDLE]);
+    let facts = talk.conversation.statement(b"s1").unwrap().facts;
+    talk.classifier.replace_facts(CatalogFacts::builtin_only());
+    talk.client(&[B, E, S]);
+    talk.server(&[(b'2', b""), DONE, IDLE]);
+    assert_eq!(talk.conversation.statement(b"s1").unwrap().facts, facts + 1);
 }
 
 #[test]
