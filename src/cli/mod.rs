@@ -148,7 +148,7 @@ pub fn main() -> i32 {
     if let Command::Model { command } = arguments.command {
         return model_command(command);
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(4 << 20).build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(8 << 20).build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(3, &format!("cannot start the runtime: {error}")),
     };

@@ -24,9 +24,9 @@ const TEXT_BYTES_MAX: usize = 256 << 10;
 /// Longest text parsed on the caller's stack.
 const INLINE_BYTES_MAX: usize = 2 << 10;
 /// Deepest nesting parsed on the caller's stack.
-const INLINE_DEPTH_MAX: usize = 12;
+const INLINE_DEPTH_MAX: usize = 6;
 /// Most operators parsed on the caller's stack: a chain of them nests as deep as it is long.
-const INLINE_OPERATORS_MAX: usize = 120;
+const INLINE_OPERATORS_MAX: usize = 24;
 /// Cached classes per database; at the limit the cache is emptied, which costs one parse per statement in use.
 const CACHE_ENTRIES_MAX: usize = 20_000;
 /// Bytes of cached keys and texts per database, likewise.
