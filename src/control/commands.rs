@@ -10,7 +10,7 @@ use crate::{
     console::{Answer, CommandError, command::Command, state::CutoverState},
     cutover::{CutoverError, switch::Switch},
     metadata::{Owner, ProposalState, Severity},
-    traffic::ladder::Ladder,
+    traffic::{ladder::Ladder, route::Percent},
     validate,
 };
 use serde_json::json;
@@ -161,9 +161,8 @@ impl Controller {
         }
         let _turn = managed.switching.try_lock().map_err(|_| CommandError::Refused("a cutover is running: wait for its end".into()))?;
         self.repository.set_started(&managed.database.name, name, false).map_err(failed)?;
-        shadow.route.serve_reads.set(0.0);
+        shadow.stop_serving();
         shadow.route.in_step.store(false, Ordering::SeqCst);
-        *lock(&shadow.ladder) = Ladder::Idle;
         let feed = lock(&shadow.feed).take();
         shadow.route.freshness.store(None);
         *lock(&shadow.adapter) = None;
@@ -205,8 +204,11 @@ impl Controller {
         shadow.route.observations.forget(config.revert.window);
         let (ladder, percent) = Ladder::start(&config.shift, Instant::now());
         shadow.served_before_step.store(shadow.route.observations.served.get(), Ordering::SeqCst);
-        *lock(&shadow.ladder) = ladder;
-        shadow.route.serve_reads.set(percent);
+        {
+            let mut current = lock(&shadow.ladder);
+            *current = ladder;
+            shadow.route.serve_reads.set(percent);
+        }
         let steps = config.shift.steps.iter().map(|step| format!("{step} %")).collect::<Vec<_>>().join(", ");
         let message = format!("shift of {name} started by {who}: {steps}, each held for {} s", config.shift.hold.as_secs_f64());
         self.repository.record(Severity::Info, "traffic", &managed.database.name, name, &message, json!({"served_percent": percent}));
@@ -254,8 +256,12 @@ impl Controller {
         let reverts = lock(&shadow.reverted).as_ref().map_or(0, |state| state.count);
         tokio::time::sleep(duration).await;
         let reverted = lock(&shadow.reverted).as_ref().filter(|state| state.count > reverts).map(|state| state.reason.clone());
-        if reverted.is_none() {
-            shadow.route.serve_reads.set(earlier);
+        {
+            // only what this simulation has set: a ladder's step, a revert, SHADOW STOP or a cutover meanwhile stays
+            let _still = lock(&shadow.ladder);
+            if reverted.is_none() && shadow.route.serve_reads.get() == Percent::new(percent).get() {
+                shadow.route.serve_reads.set(earlier);
+            }
         }
         let (health, _) = observations.health(Duration::ZERO, Instant::now());
         let (served, fallbacks) = (observations.served.get() - before.0, observations.fallbacks.get() - before.1);
@@ -430,20 +436,19 @@ impl Controller {
         }
         // Shadow work on the next owner ends before it takes writes; serving ends with the change of owner.
         let route = &shadow.route;
-        let knobs = (route.sample_reads.get(), route.serve_reads.get(), route.rehearse.load(Ordering::SeqCst));
+        let knobs = (route.sample_reads.get(), route.rehearse.load(Ordering::SeqCst));
         route.rehearse.store(false, Ordering::SeqCst);
         route.sample_reads.set(0.0);
         let outcome = switch.run().await;
         match &outcome {
             Err(CutoverError::Refused(_) | CutoverError::Undone { .. }) => {
+                // serve_reads was left alone: what a revert has done meanwhile stays
                 route.sample_reads.set(knobs.0);
-                route.serve_reads.set(knobs.1);
-                route.rehearse.store(knobs.2, Ordering::SeqCst);
+                route.rehearse.store(knobs.1, Ordering::SeqCst);
             }
             Ok(_) | Err(CutoverError::Unfinished { .. }) => {
                 // after a rollback the shadow serves nothing until told to; copies go on as configured
-                route.serve_reads.set(0.0);
-                *lock(&shadow.ladder) = Ladder::Idle;
+                shadow.stop_serving();
                 let config = shadow.config.load();
                 route.sample_reads.set(config.sample_reads);
                 route.rehearse.store(config.mirror_writes == crate::config::MirrorWrites::Rehearse, Ordering::SeqCst);

@@ -38,8 +38,8 @@ pub struct Managed {
     pub database: Arc<Database>,
     /// In file order.
     pub shadows: Vec<Arc<ManagedShadow>>,
-    /// Newest tick: number and position of the owner.
-    pub tick: watch::Sender<(u64, Lsn)>,
+    /// Newest tick: number, position of the owner, and the epoch in which it was read.
+    pub tick: watch::Sender<(u64, Lsn, i64)>,
     /// The newest cutover or rollback.
     pub cutover: Mutex<Option<CutoverState>>,
     /// A cutover or rollback is running: one at a time.
@@ -128,12 +128,18 @@ impl Managed {
             config: ArcSwap::from_pointee(config.clone()),
             database,
             shadows,
-            tick: watch::Sender::new((0, Lsn::ZERO)),
+            tick: watch::Sender::new((0, Lsn::ZERO, epoch)),
             cutover: Mutex::new(None),
             switching: tokio::sync::Mutex::new(()),
             paused: AtomicBool::new(false),
             resources: Mutex::new(None),
         })
+    }
+
+    /// A feed of this direction brings a shadow what clients write now. While another shadow owns the writes, the feeds from
+    /// the source are quiet, and quiet must not look like being in step.
+    pub fn feeds_from_owner(&self, direction: Direction) -> bool {
+        direction == Direction::Forward && self.database.route.load().owner.name == "source"
     }
 
     /// The configured source as a target.
@@ -217,6 +223,13 @@ impl ManagedShadow {
         lock(&self.feed).clone()
     }
 
+    /// Stops serving and climbing, together: the ladder sets its percentages under the same lock.
+    pub fn stop_serving(&self) {
+        let mut ladder = lock(&self.ladder);
+        *ladder = Ladder::Idle;
+        self.route.serve_reads.set(0.0);
+    }
+
     /// Stops serving at once and remembers why. Needs nothing but memory.
     pub fn revert(&self, reason: &str, first_bad: Option<Instant>) -> RevertState {
         self.route.serve_reads.set(0.0);
@@ -226,6 +239,7 @@ impl ManagedShadow {
             if matches!(*ladder, Ladder::Step { .. } | Ladder::Done) {
                 *ladder = Ladder::Reverted;
             }
+            self.route.serve_reads.set(0.0); // once more: a step may have been taken while we waited for the lock
         }
         let mut reverted = lock(&self.reverted);
         let state = RevertState {

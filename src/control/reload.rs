@@ -8,6 +8,7 @@ use crate::{
     config::{self, Config, FeedKind, MirrorWrites, ShadowConfig},
     console::{Answer, CommandError},
     metadata::Severity,
+    traffic::route::Percent,
 };
 use serde_json::json;
 use std::{
@@ -77,7 +78,7 @@ impl Controller {
         if key == "serve_reads" && changed.serve_reads > 0.0 && !shadow.route.in_step.load(Ordering::SeqCst) {
             return Err(CommandError::Refused(format!("shadow {name} is not in step with the source: SHOW FEED says why")));
         }
-        shadow.apply(&changed, section.is_empty().then_some(key));
+        shadow.apply(&changed, section.is_empty().then_some(key), false);
         let message = format!("{knob} of {name} set to {} by {who}, until the next restart or reload", value.trim_matches('"'));
         self.repository.record(Severity::Info, "config", &managed.database.name, name, &message, json!({}));
         Ok(Answer { tag: "SET".into(), notices: vec![message], ..Answer::default() })
@@ -133,9 +134,9 @@ impl Controller {
         }
         for (managed, database) in self.databases.iter().zip(&config.databases) {
             managed.database.set_users(database.users.clone());
-            managed.config.store(Arc::new(database.clone()));
-            for (shadow, new) in managed.shadows.iter().zip(&database.shadows) {
-                shadow.apply(new, None);
+            let before = managed.config.swap(Arc::new(database.clone()));
+            for ((shadow, new), file) in managed.shadows.iter().zip(&database.shadows).zip(&before.shadows) {
+                shadow.apply(new, None, file.serve_reads != new.serve_reads);
             }
         }
         self.door.set_limits(crate::session::Limits { clients_max: config.proxy.max_clients });
@@ -173,13 +174,16 @@ impl Controller {
 impl ManagedShadow {
     /// Takes new settings over. `only`: the single knob of the shadow itself that was SET; `None`: those that differ from
     /// the settings before, so that a reload does not undo what a ladder or a revert has done to others.
-    fn apply(&self, new: &ShadowConfig, only: Option<&str>) {
+    /// `file_changes_serving`: the edit itself is about serve_reads; else a reload ends a SET of it only where neither a ladder
+    /// nor a revert has moved it since.
+    fn apply(&self, new: &ShadowConfig, only: Option<&str>, file_changes_serving: bool) {
         let old = self.config.load_full();
         let wanted = |knob: &str, differs: bool| only.map_or(differs, |only| only == knob);
         if wanted("sample_reads", old.sample_reads != new.sample_reads) {
             self.route.sample_reads.set(new.sample_reads);
         }
-        if wanted("serve_reads", old.serve_reads != new.serve_reads) {
+        let as_set = self.route.serve_reads.get() == Percent::new(old.serve_reads).get();
+        if wanted("serve_reads", old.serve_reads != new.serve_reads && (as_set || file_changes_serving)) {
             self.route.observations.forget(new.revert.window);
             self.route.serve_reads.set(new.serve_reads);
             *lock(&self.ladder) = crate::traffic::ladder::Ladder::Idle;

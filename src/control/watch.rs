@@ -68,7 +68,7 @@ async fn tick(managed: Arc<Managed>) {
         while let Ok(statement) = client.prepare("SELECT (pg_catalog.pg_current_wal_insert_lsn() - '0/0')::int8").await {
             let broken = loop {
                 interval.tick().await;
-                let route = managed.database.route.load();
+                let route = managed.database.route.load_full();
                 if route.owner != owner {
                     break false;
                 }
@@ -80,7 +80,7 @@ async fn tick(managed: Arc<Managed>) {
                     Ok(position) => {
                         let position = Lsn(position as u64);
                         managed.database.ticks.found(position);
-                        managed.tick.send_replace((number, position));
+                        managed.tick.send_replace((number, position, route.epoch));
                     }
                     Err(_) => break true,
                 }
@@ -105,11 +105,15 @@ async fn fence(managed: Arc<Managed>, shadow: Arc<ManagedShadow>) {
         if ticks.changed().await.is_err() {
             return;
         }
-        let (number, position) = *ticks.borrow_and_update();
-        let epoch = managed.database.route.load().epoch;
-        let Some((feed, _)) = shadow.feed() else { continue };
+        let (number, position, epoch) = *ticks.borrow_and_update();
+        let Some((feed, direction)) = shadow.feed() else { continue };
+        // a position means something to a feed from the server it was read on only
+        let comparable = || managed.database.route.load().epoch == epoch && managed.feeds_from_owner(direction);
+        if !comparable() {
+            continue;
+        }
         let applied = feed.wait_applied(position, Duration::from_secs(2)).await.is_ok();
-        if applied && managed.database.route.load().epoch == epoch {
+        if applied && comparable() {
             shadow.route.fence.pass(number);
         }
     }
@@ -121,8 +125,9 @@ async fn judge_and_climb(controller: Arc<Controller>, managed: Arc<Managed>, sha
     loop {
         interval.tick().await;
         let max_lag = shadow.config.load().revert.max_lag;
-        let in_step =
-            shadow.feed().is_some_and(|(feed, direction)| direction == Direction::Forward && feed.is_streaming() && feed.lag() <= max_lag);
+        let in_step = shadow
+            .feed()
+            .is_some_and(|(feed, direction)| managed.feeds_from_owner(direction) && feed.is_streaming() && feed.lag() <= max_lag);
         let was_in_step = shadow.route.in_step.swap(in_step, Ordering::SeqCst);
         let serving = shadow.route.serve_reads.get();
         if serving <= 0.0 {
@@ -168,13 +173,13 @@ async fn judge_and_climb(controller: Arc<Controller>, managed: Arc<Managed>, sha
             let (next, percent) = ladder.tick(&config.shift, evidence, now);
             let finished = *ladder != next && percent.is_none();
             *ladder = next;
+            if let Some(percent) = percent {
+                shadow.route.serve_reads.set(percent); // under the lock: never behind a revert that came between
+            }
             percent.map(Some).or(finished.then_some(None))
         };
         if let Some(percent) = step {
             shadow.served_before_step.store(served, Ordering::SeqCst);
-            if let Some(percent) = percent {
-                shadow.route.serve_reads.set(percent);
-            }
             let message = match percent {
                 Some(percent) => format!("shift: {} now answers {percent} % of the reads of {}", shadow.name(), managed.database.name),
                 None => format!("shift: {} has held the last step; its reads stay there. Next: CUTOVER {}", shadow.name(), shadow.name()),

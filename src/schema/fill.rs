@@ -231,7 +231,7 @@ async fn fill_rows(shadow: &Client, table: &Table, column: &Column, generator: &
     loop {
         let step = "fill a column";
         shadow
-            .batch_execute("BEGIN; SET LOCAL session_replication_role = replica; SET LOCAL lock_timeout = '5s'")
+            .batch_execute("BEGIN READ WRITE; SET LOCAL session_replication_role = replica; SET LOCAL lock_timeout = '5s'")
             .await
             .map_err(|error| SchemaError::server(step, error))?;
         let batch = one_batch(

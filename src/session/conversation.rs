@@ -16,7 +16,7 @@ use crate::{
 };
 use bytes::{Bytes, BytesMut};
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{HashMap, VecDeque},
     sync::Arc,
     time::Instant,
 };
@@ -24,10 +24,10 @@ use std::{
 /// Prepared statements remembered per session, so that they can be prepared again elsewhere; beyond it a session counts as
 /// not movable rather than growing without bound.
 const STATEMENTS_MAX: usize = 10_000;
-/// Names of own settings remembered per session.
-const OWN_SETTINGS_MAX: usize = 200;
-/// Longest name of an own setting that is remembered.
-const OWN_SETTING_BYTES_MAX: usize = 200;
+/// Names of custom settings remembered per session.
+const CUSTOM_MAX: usize = 64;
+/// Longest such name.
+const CUSTOM_NAME_BYTES_MAX: usize = 128;
 /// Operations remembered per cycle for copies; longer pipelines are not copied.
 const OPERATIONS_MAX: usize = 64;
 
@@ -38,6 +38,8 @@ pub struct Statement {
     pub parse: Arc<Parse>,
     /// What it is.
     pub class: Arc<Class>,
+    /// The classifier's generation of facts that say so.
+    pub facts: u64,
     /// The server generation on which it exists; see [`Conversation::generation`].
     pub prepared_on: u32,
 }
@@ -157,6 +159,8 @@ pub struct Conversation {
     batch_open: bool,
     /// The server is in COPY IN for an extended Execute: it ignores Sync until CopyDone or CopyFail.
     copy_in: bool,
+    /// Names of settings with a dot that the client may have set.
+    custom: Vec<String>,
     /// The server waits for CopyData of either protocol.
     data_wanted: bool,
     status: TransactionStatus,
@@ -170,9 +174,6 @@ pub struct Conversation {
     pub recording: bool,
     /// More statements were prepared than are remembered.
     pub forgot_statements: bool,
-    /// Names that statements about settings have mentioned and that can only be those of an application's own settings
-    /// (`app.user_id`). `pg_settings` does not list these.
-    pub own_settings: BTreeSet<String>,
 }
 
 impl Default for Conversation {
@@ -181,6 +182,7 @@ impl Default for Conversation {
             cycles: VecDeque::new(),
             batch_open: false,
             copy_in: false,
+            custom: Vec::new(),
             data_wanted: false,
             status: TransactionStatus::Idle,
             statements: HashMap::new(),
@@ -189,7 +191,6 @@ impl Default for Conversation {
             pins: Vec::new(),
             recording: false,
             forgot_statements: false,
-            own_settings: BTreeSet::new(),
         }
     }
 }
@@ -199,6 +200,31 @@ impl Conversation {
     #[inline]
     pub fn at_boundary(&self) -> bool {
         self.cycles.is_empty() && !self.batch_open && self.status == TransactionStatus::Idle
+    }
+
+    /// A query for those settings of extensions and applications (`app.tenant`) that the client may have set: pg_settings does
+    /// not list them. Empty: none.
+    pub fn custom_settings(&self) -> String {
+        let names = self.custom.iter().map(|name| format!("SELECT '{name}', pg_catalog.current_setting('{name}', true)"));
+        names.collect::<Vec<_>>().join(" UNION ALL ")
+    }
+
+    /// Remembers every word that may be the name of such a setting; one too many does no harm.
+    fn note_custom_settings(&mut self, text: &[u8]) {
+        let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'$');
+        for word in text.split(|byte| !plain(byte)) {
+            let parts = || word.split(|byte| *byte == b'.');
+            let named =
+                parts().count() > 1 && parts().all(|part| part.first().is_some_and(|first| !first.is_ascii_digit() && *first != b'$'));
+            let Ok(word) = std::str::from_utf8(word) else { continue };
+            if named
+                && word.len() < CUSTOM_NAME_BYTES_MAX
+                && self.custom.len() < CUSTOM_MAX
+                && !self.custom.iter().any(|known| known == word)
+            {
+                self.custom.push(word.to_owned());
+            }
+        }
     }
 
     /// The client has asked for something that the server can still answer without another byte of the client.
@@ -304,6 +330,9 @@ impl Conversation {
                 let text = body.strip_suffix(b"\0").unwrap_or(body);
                 let class = classifier.classify(text);
                 let recording = self.recording;
+                if class.session_effects.contains(&SessionEffect::Set) {
+                    self.note_custom_settings(text);
+                }
                 let cycle = self.open();
                 cycle.note(&class, text);
                 let operation = recording.then(|| Operation::Simple(Bytes::copy_from_slice(text)));
@@ -322,7 +351,7 @@ impl Conversation {
                 let mut rest = body;
                 if let (Some(portal), Some(name)) = (take_cstr(&mut rest), take_cstr(&mut rest)) {
                     forward.before = self.inject(name);
-                    self.bind(portal, name, rest);
+                    self.bind(portal, name, rest, classifier);
                 } else {
                     self.open().opaque = true;
                 }
@@ -362,10 +391,11 @@ impl Conversation {
             self.open().opaque = true;
             return;
         };
+        let facts = classifier.generation();
         let class = classifier.classify(text);
         let name = Bytes::copy_from_slice(name);
         let parse = Arc::new(Parse { name: name.clone(), query: Bytes::copy_from_slice(text), types: Bytes::copy_from_slice(rest) });
-        let statement = Statement { parse, class, prepared_on: self.generation };
+        let statement = Statement { parse, class, facts, prepared_on: self.generation };
         self.open().pending.push_back(Pending::Parse { name, statement });
     }
 
@@ -404,13 +434,27 @@ impl Conversation {
         Some(bytes)
     }
 
-    fn bind(&mut self, portal: &[u8], name: &[u8], rest: &[u8]) {
-        let found = self.lookup(name);
+    fn bind(&mut self, portal: &[u8], name: &[u8], rest: &[u8], classifier: &Classifier) {
+        let mut found = self.lookup(name);
+        if let Some((statement, _)) = &mut found
+            && statement.facts != classifier.generation()
+        {
+            // what it reaches may have changed since it was parsed
+            statement.facts = classifier.generation();
+            statement.class = classifier.classify(&statement.parse.query);
+            if let Some(stored) = self.statements.get_mut(name).filter(|stored| stored.parse == statement.parse) {
+                (stored.facts, stored.class) = (statement.facts, statement.class.clone());
+            }
+        }
         self.open();
         let recording = self.recording;
         // whatever the name meant before: an Execute must not take the old portal for this one
         self.portals.retain(|(existing, ..)| existing != portal);
         if let Some((statement, parsed_here)) = found {
+            if statement.class.session_effects.contains(&SessionEffect::Set) {
+                self.note_custom_settings(&statement.parse.query);
+                self.note_custom_settings(rest); // set_config($1, $2, $3)
+            }
             let bind = if recording { Bytes::copy_from_slice(rest) } else { Bytes::new() };
             if self.portals.len() < OPERATIONS_MAX {
                 self.portals.push((Bytes::copy_from_slice(portal), statement, bind, parsed_here));
@@ -570,7 +614,7 @@ impl Conversation {
 
     /// Remembers the unnamed statement of a read that a shadow served: the owner has not seen it.
     pub fn served_unnamed(&mut self, parse: Arc<Parse>, class: Arc<Class>) {
-        self.remember(Bytes::new(), Statement { parse, class, prepared_on: 0 });
+        self.remember(Bytes::new(), Statement { parse, class, facts: 0, prepared_on: 0 });
     }
 
     fn ready(&mut self, body: &[u8]) -> FromServer {
@@ -605,11 +649,7 @@ impl Conversation {
     fn apply(&mut self, effect: SessionEffect, text: &[u8]) -> bool {
         use crate::traffic::database::pin;
         let pin = match effect {
-            SessionEffect::Set | SessionEffect::Reset => {
-                let room = OWN_SETTINGS_MAX.saturating_sub(self.own_settings.len());
-                self.own_settings.extend(dotted_names(text).take(room).map(str::to_owned));
-                pin::SETTINGS
-            }
+            SessionEffect::Set | SessionEffect::Reset => pin::SETTINGS,
             SessionEffect::Listen | SessionEffect::Unlisten => pin::LISTEN,
             SessionEffect::TempTable => pin::TEMPORARY_TABLE,
             SessionEffect::DeclareHold => pin::HELD_CURSOR,
@@ -655,8 +695,7 @@ impl Cycle {
     fn note(&mut self, class: &Class, text: &[u8]) {
         self.wrote |= class.kind != Kind::Read;
         if !class.session_effects.is_empty() {
-            let told = |effect| matches!(effect, &SessionEffect::Deallocate | &SessionEffect::Set | &SessionEffect::Reset);
-            let text = if class.session_effects.iter().any(told) { Bytes::copy_from_slice(text) } else { Bytes::new() };
+            let text = if class.session_effects.contains(&SessionEffect::Deallocate) { Bytes::copy_from_slice(text) } else { Bytes::new() };
             for effect in &class.session_effects {
                 if !self.effects.iter().any(|(known, of)| known == effect && *of == text) {
                     self.effects.push((*effect, text.clone()));
@@ -664,16 +703,6 @@ impl Cycle {
             }
         }
     }
-}
-
-/// Words with a dot in the middle: what names an application's own setting, in `SET` as in `set_config()`. Too many are
-/// found (`public.item`), and harmless: the server is asked which of them it knows.
-fn dotted_names(text: &[u8]) -> impl Iterator<Item = &str> {
-    let words = text.split(|byte| !(byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'$')));
-    let starts_well = |part: &str| part.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');
-    words
-        .filter_map(|word| std::str::from_utf8(word).ok())
-        .filter(move |word| word.len() <= OWN_SETTING_BYTES_MAX && word.contains('.') && word.split('.').all(starts_well))
 }
 
 fn split_target(body: &[u8]) -> Option<(u8, &[u8])> {

@@ -47,21 +47,35 @@ pub(super) struct Attachment {
     pub refused: HashSet<u64>,
     /// The version of the session's state that it has.
     pub state_version: u64,
-    /// Opened for a cutover: its session settings are those of a server that takes writes.
-    standby: bool,
+    /// Opened to become the owner's connection; the others refuse writes and are never adopted.
+    pub writable: bool,
 }
 
-type Opening = JoinHandle<Result<Connection, BackendError>>;
+struct Opening {
+    writable: bool,
+    handle: JoinHandle<Result<Connection, BackendError>>,
+}
 
 /// All attachments of a session.
 #[derive(Default)]
 pub(super) struct Attachments {
     ready: Vec<Attachment>,
-    opening: Vec<(Arc<Target>, Opening, bool)>,
+    opening: Vec<(Arc<Target>, Opening)>,
     failed: Vec<(Arc<Target>, Instant)>,
 }
 
 impl Attachment {
+    fn new(target: Arc<Target>, connection: Connection, writable: bool) -> Self {
+        Attachment {
+            server: Server::from_connection(connection, 0),
+            target,
+            prepared: HashMap::new(),
+            refused: HashSet::new(),
+            state_version: 0,
+            writable,
+        }
+    }
+
     pub async fn send(&mut self, bytes: &[u8]) -> Result<(), io::Error> {
         self.server.stream.write_all(bytes).await
     }
@@ -114,13 +128,14 @@ impl Attachments {
         let wanted = |target: &Arc<Target>| {
             route.standby.as_ref() == Some(target) || route.owner == *target || route.shadows.iter().any(|shadow| shadow.target == *target)
         };
-        // A follower's sessions may be read-only by default: the next owner gets sessions that were opened as its own.
-        self.ready
-            .retain(|attachment| wanted(&attachment.target) && (attachment.standby || route.standby.as_ref() != Some(&attachment.target)));
-        self.opening.retain(|(target, opening, standby)| {
-            let keep = wanted(target) && (*standby || route.standby.as_ref() != Some(target));
+        // A connection opened to serve reads may have begun when its server still refused writes by default, and refuses
+        // them by our own setting: it must not become the owner's.
+        let next_owner = |target: &Arc<Target>| route.standby.as_ref() == Some(target) || route.owner == *target;
+        self.ready.retain(|attachment| wanted(&attachment.target) && attachment.writable == next_owner(&attachment.target));
+        self.opening.retain(|(target, opening)| {
+            let keep = wanted(target) && opening.writable == next_owner(target);
             if !keep {
-                opening.abort();
+                opening.handle.abort();
             }
             keep
         });
@@ -128,8 +143,7 @@ impl Attachments {
             None => info.standby_ready.store(false, Ordering::SeqCst),
             Some(target) => {
                 let target = target.clone();
-                self.failed.retain(|(failed, _)| *failed != target);
-                self.open(database, info, identity, &target, true);
+                self.open(database, info, identity, &target, true, true);
             }
         }
     }
@@ -142,6 +156,7 @@ impl Attachments {
         identity: &Arc<Identity>,
         target: &Arc<Target>,
         standby: bool,
+        writable: bool,
     ) {
         if self.ready.iter().any(|attachment| attachment.target == *target) {
             if standby {
@@ -168,6 +183,11 @@ impl Attachments {
                 tokio::time::sleep(RETRY_AFTER / 2).await;
                 opened = Connection::open(&url, &parameters).await;
             }
+            if let (false, Ok(connection)) = (writable, &mut opened)
+                && let Err(error) = connection.simple_query("SET default_transaction_read_only = on").await
+            {
+                opened = Err(error);
+            }
             let error = opened.as_ref().err().map(ToString::to_string);
             if standby && opened.is_ok() {
                 info.standby_ready.store(true, Ordering::SeqCst);
@@ -175,27 +195,20 @@ impl Attachments {
             *info.attach_error.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = error;
             opened
         });
-        self.opening.push((target.clone(), opening, standby));
+        self.opening.push((target.clone(), Opening { writable, handle: opening }));
     }
 
     /// Moves connections that have been opened meanwhile to the ready ones.
     async fn collect(&mut self) {
         let mut at = 0;
-        while let Some((_, opening, _)) = self.opening.get(at) {
-            if !opening.is_finished() {
+        while let Some((_, opening)) = self.opening.get(at) {
+            if !opening.handle.is_finished() {
                 at += 1;
                 continue;
             }
-            let (target, opening, standby) = self.opening.swap_remove(at);
-            match opening.await {
-                Ok(Ok(connection)) => self.ready.push(Attachment {
-                    server: Server::from_connection(connection, 0),
-                    target,
-                    prepared: HashMap::new(),
-                    refused: HashSet::new(),
-                    state_version: 0,
-                    standby,
-                }),
+            let (target, Opening { writable, handle }) = self.opening.swap_remove(at);
+            match handle.await {
+                Ok(Ok(connection)) => self.ready.push(Attachment::new(target, connection, writable)),
                 _ => self.failed.push((target, Instant::now())),
             }
         }
@@ -211,7 +224,7 @@ impl Attachments {
 
     /// [`Attachments::collect`] without waiting: finished handles are ready at once.
     fn collect_finished(&mut self) {
-        if self.opening.iter().any(|(_, opening, _)| opening.is_finished()) {
+        if self.opening.iter().any(|(_, opening)| opening.handle.is_finished()) {
             futures_util::FutureExt::now_or_never(self.collect());
         }
     }
@@ -228,24 +241,17 @@ impl Attachments {
         self.ready.push(attachment);
     }
 
-    /// Waits for the connection to a server.
+    /// Waits for the connection to a server that a session moves to.
     async fn wait_for(&mut self, target: &Arc<Target>) -> Option<Attachment> {
-        if let Some(at) = self.opening.iter().position(|(opening, ..)| opening == target) {
-            let (target, opening, standby) = self.opening.swap_remove(at);
-            match opening.await {
-                Ok(Ok(connection)) => {
-                    return Some(Attachment {
-                        server: Server::from_connection(connection, 0),
-                        target,
-                        prepared: HashMap::new(),
-                        refused: HashSet::new(),
-                        state_version: 0,
-                        standby,
-                    });
-                }
+        self.opening.retain(|(opening, how)| opening != target || how.writable);
+        if let Some(at) = self.opening.iter().position(|(opening, _)| opening == target) {
+            let (target, Opening { handle, .. }) = self.opening.swap_remove(at);
+            match handle.await {
+                Ok(Ok(connection)) => return Some(Attachment::new(target, connection, true)),
                 _ => self.failed.push((target, Instant::now())),
             }
         }
+        self.ready.retain_mut(|attachment| attachment.target != *target || (attachment.writable && attachment.is_alive()));
         self.take(target)
     }
 }
@@ -262,6 +268,17 @@ impl Relay {
                 self.adopt(attachment.server, &route);
                 return Ok(());
             }
+            if self.server_gone && self.state_version != 0 {
+                tracing::error!(session = self.info.id, "the old owner closed this session before its settings could be read");
+                wire::backend::put_error(
+                    &mut self.to_client,
+                    "FATAL",
+                    "57P01",
+                    "terminating connection due to administrator command",
+                    None,
+                );
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
             if Instant::now() > deadline {
                 let reason = self.info.attach_error.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
                 tracing::error!(session = self.info.id, user = %self.info.user, owner = %route.owner.name, ?reason, "a session cannot follow the owner of the writes");
@@ -274,7 +291,7 @@ impl Relay {
                 );
                 return Err(io::ErrorKind::ConnectionAborted.into());
             }
-            self.attachments.open(&self.database, &self.info, &self.identity, &route.owner, false);
+            self.attachments.open(&self.database, &self.info, &self.identity, &route.owner, false, true);
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
@@ -305,7 +322,7 @@ impl Relay {
     pub(super) async fn prepare_standby(&mut self) {
         let route = self.route();
         let Some(target) = &route.standby else { return };
-        if self.state_version == 0 || !self.conversation.at_boundary() {
+        if self.state_version == 0 || !self.conversation.at_boundary() || !self.to_server.is_empty() || self.client_skip > 0 {
             return;
         }
         if let Some(mut attachment) = self.attachments.take(target)
@@ -321,20 +338,26 @@ impl Relay {
             return Some(());
         }
         // What SET, RESET, set_config() and their rollbacks have left is what the server says it is.
-        let mut question = String::from(
+        let settings = ask(
+            &mut self.server,
             "SELECT name, setting FROM pg_catalog.pg_settings WHERE source = 'session' AND context IN ('user', 'superuser')
              UNION ALL SELECT 'role', pg_catalog.current_setting('role') WHERE pg_catalog.current_setting('role') <> 'none'",
-        );
-        for name in self.conversation.own_settings.iter().map(|name| literal(name)) {
-            question.push_str(&format!(" UNION ALL SELECT {name}, pg_catalog.current_setting({name}, true)"));
-        }
-        let settings = ask(&mut self.server.stream, &mut self.server.from, &question).await;
-        let channels = ask(&mut self.server.stream, &mut self.server.from, "SELECT * FROM pg_catalog.pg_listening_channels()").await;
-        let prepared =
-            ask(&mut self.server.stream, &mut self.server.from, "SELECT statement FROM pg_catalog.pg_prepared_statements WHERE from_sql")
-                .await;
+        )
+        .await;
+        let channels = ask(&mut self.server, "SELECT * FROM pg_catalog.pg_listening_channels()").await;
+        let prepared = ask(&mut self.server, "SELECT statement FROM pg_catalog.pg_prepared_statements WHERE from_sql").await;
+        let custom = self.conversation.custom_settings();
+        let custom = match custom.is_empty() {
+            true => Some(Vec::new()),
+            false => ask(&mut self.server, &custom).await,
+        };
+        let (Some(settings), Some(custom), true) = (&settings, &custom, channels.is_some() && prepared.is_some()) else {
+            // going on with another search_path or role than the client has set would be worse than an end
+            self.server_gone = true;
+            return None;
+        };
         let mut text = String::from("RESET ALL; UNLISTEN *; ");
-        for row in settings.iter().flatten() {
+        for row in settings.iter().chain(custom) {
             if let [Some(name), Some(setting)] = &row[..] {
                 text.push_str(&format!("SELECT pg_catalog.set_config({}, {}, false); ", literal(name), literal(setting)));
             }
@@ -342,10 +365,10 @@ impl Relay {
         for channel in channels.iter().flatten().flat_map(|row| row.iter().flatten()) {
             text.push_str(&format!("LISTEN \"{}\"; ", channel.replace('"', "\"\"")));
         }
-        ask(&mut attachment.server.stream, &mut attachment.server.from, &text).await?;
+        ask(&mut attachment.server, &text).await?;
         for statement in prepared.iter().flatten().flat_map(|row| row.iter().flatten()) {
             // one that exists already is refused, which is as good
-            let _ = ask(&mut attachment.server.stream, &mut attachment.server.from, statement).await;
+            let _ = ask(&mut attachment.server, statement).await;
         }
         attachment.state_version = self.state_version;
         Some(())

@@ -84,7 +84,7 @@ pub(super) struct Relay {
     route: Arc<Route>,
     route_changed: watch::Receiver<u64>,
     inside: bool,
-    client_skip: usize,
+    pub client_skip: usize,
     pub server_skip: usize,
     /// Nothing more comes from the client; it may still read what it has asked for.
     client_ended: bool,
@@ -94,6 +94,8 @@ pub(super) struct Relay {
     remembered: Option<Remembered>,
     /// Shadows that drew the read being captured, and how often each runs it.
     drawn: Vec<(Arc<ShadowRoute>, u64)>,
+    /// The running transaction has changed the schema.
+    schema_changed: bool,
     closing_since: Option<Instant>,
     draw: fastrand::Rng,
 }
@@ -152,6 +154,7 @@ impl Relay {
             server_gone: false,
             remembered: None,
             drawn: Vec::new(),
+            schema_changed: false,
             closing_since: None,
             draw: fastrand::Rng::new(),
         }
@@ -543,9 +546,15 @@ impl Relay {
         }
         if cycle.wrote {
             self.needed = self.database.ticks.needed_now();
-            if cycle.executed.iter().any(|executed| executed.class.kind == Kind::SchemaChange) {
+            let changes_schema = cycle.executed.iter().any(|executed| executed.class.kind == Kind::SchemaChange);
+            self.schema_changed |= changes_schema;
+            // at the statement, and again when the transaction that holds it has become visible
+            if changes_schema || (self.schema_changed && status == wire::backend::TransactionStatus::Idle) {
                 self.database.facts_are_stale();
             }
+        }
+        if status == wire::backend::TransactionStatus::Idle {
+            self.schema_changed = false;
         }
         if let Some(shadow) = self.fallback_of.take() {
             // the owner has answered what the shadow could not: a failure of the shadow only, unless it fails here too
@@ -553,6 +562,7 @@ impl Relay {
                 shadow.observations.fallback_reasons.count("the shadow answered with an error");
             }
             shadow.observations.shadow_outcome(latency, !cycle.failed, Instant::now());
+            shadow.breaker.outcome(cycle.failed, crate::traffic::database::monotonic_ms());
         }
         if !cycle.wrote && !cycle.failed {
             let route = self.database.route.load();

@@ -56,7 +56,8 @@ impl Relay {
             WholeCycle::Extended { parse: Some(parse), .. } => (self.database.classifier.classify(&parse.query), None),
             WholeCycle::Extended { bind, .. } => {
                 let statement = self.conversation.statement(&bind.statement)?;
-                (statement.class.clone(), Some(statement.parse.clone()))
+                // what it reaches may have changed since it was parsed
+                (self.database.classifier.classify(&statement.parse.query), Some(statement.parse.clone()))
             }
         };
         if class.kind != Kind::Read || !class.single || !self.database.knows_facts() {
@@ -70,7 +71,8 @@ impl Relay {
             let attached = self.attachments.get(&shadow.target).is_some();
             if !attached {
                 // opened for the reads to come: this one is not kept waiting
-                self.attachments.open(&self.database, &self.info, &self.identity, &shadow.target, false);
+                let next = route.standby.as_ref() == Some(&shadow.target);
+                self.attachments.open(&self.database, &self.info, &self.identity, &shadow.target, false, next);
             }
             if shadow.serve_reads.draw(|| self.chance()) == 0 {
                 continue;
@@ -136,8 +138,8 @@ impl Relay {
                 self.keep_on_owner(None);
             }
             Err(Failure::Answered) => {
+                // whose fault it is, the owner's answer tells
                 observations.fallbacks.increment();
-                plan.shadow.breaker.outcome(false, monotonic_ms());
                 self.attachments.put_back(attachment);
                 self.keep_on_owner(Some(plan.shadow.clone()));
             }
@@ -199,7 +201,7 @@ impl Attachment {
         loop {
             let message = self.receive().await.map_err(broken)?;
             match message.tag {
-                b'E' => failed = Some(Failure::Answered),
+                b'E' => failed = failed.or(Some(Failure::Answered)),
                 b'T' if describes_user_types(&message.body) => {
                     failed = Some(Failure::NotServable("answer has types whose oids differ between servers"))
                 }
@@ -218,7 +220,9 @@ impl Attachment {
             if failed.is_none() {
                 put(&mut answer, message.tag, |b| b.extend_from_slice(&message.body));
                 if answer.len() > ANSWER_BYTES_MAX {
-                    return Err(Failure::Broken("answer too large to be held back"));
+                    // read to its end and not kept: it is the answer that is large, nothing is wrong with the shadow
+                    answer = BytesMut::new();
+                    failed = Some(Failure::NotServable("answer too large to be held back"));
                 }
             }
         }

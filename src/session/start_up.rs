@@ -3,10 +3,9 @@
 
 use super::{
     front_door::{CancelTarget, FrontDoor, LOGIN_TIMEOUT, reach, refuse},
-    relay::{Relay, Server},
+    relay::{Relay, Server, note_parameter},
 };
 use crate::{
-    backend::Stream,
     traffic::{
         copies::Identity,
         database::{Database, SessionInfo, pin},
@@ -56,7 +55,6 @@ pub(super) async fn run(door: Arc<FrontDoor>, database: Arc<Database>, client: C
         terminate: tokio::sync::Notify::new(),
     });
     let replication = find(b"replication").is_some_and(|value| !matches!(value.as_str(), "false" | "off" | "no" | "0"));
-    database.sessions.insert(id, info.clone());
     let key = door.cancel_key(id);
     serve(&door, &database, client, info, &key, replication).await;
     door.cancels.remove(&key);
@@ -116,6 +114,11 @@ async fn serve(
     info.epoch.store(epoch, std::sync::atomic::Ordering::SeqCst);
     if replication {
         info.pins.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(pin::REPLICATION);
+    }
+    // From here on, not before: a cutover waits until every session has its connection to the next owner, and a client
+    // that is slow to log in must not make it wait. Such a session looks at the owner before its first statement.
+    database.sessions.insert(info.id, info.clone());
+    if replication {
         return pass_through(client.stream, from_client, server).await;
     }
     let own = |name: &Bytes| [&b"user"[..], b"database", b"replication"].contains(&&name[..]);
@@ -215,14 +218,16 @@ impl Server {
 }
 
 /// Runs texts on a server between two transactions and returns the rows of the last one.
-pub(super) async fn ask(stream: &mut Stream, buffer: &mut BytesMut, text: &str) -> Option<Vec<Vec<Option<String>>>> {
+pub(super) async fn ask(server: &mut Server, text: &str) -> Option<Vec<Vec<Option<String>>>> {
     let mut request = BytesMut::new();
     frontend::put_query(&mut request, text.as_bytes());
-    stream.write_all(&request).await.ok()?;
+    server.stream.write_all(&request).await.ok()?;
     let (mut rows, mut failed) = (Vec::new(), false);
     loop {
-        let message = next(stream, buffer).await?;
+        let message = next(&mut server.stream, &mut server.from).await?;
         match message.tag {
+            // what we set here must not reach the client later as the value of its start-up
+            b'S' => note_parameter(&mut server.parameters, &message.body),
             b'T' => rows.clear(),
             b'D' => {
                 let values = wire::backend::data_row(&message.body)?;

@@ -91,6 +91,11 @@ impl Classifier {
         })
     }
 
+    /// Grows with every change of facts; never 0.
+    pub fn generation(&self) -> u64 {
+        self.cache.generation.load(Ordering::Acquire) + 1
+    }
+
     /// After DDL: judges by new facts from now on.
     pub fn replace_facts(&self, facts: CatalogFacts) {
         self.facts.store(Arc::new(facts));

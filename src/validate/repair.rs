@@ -19,7 +19,7 @@ pub(super) async fn table<H>(pair: &Pair<H>, follower_url: &ServerUrl, plan: &Pl
     let Some(owner) = pair.owners.first() else { return Ok(0) };
     // Not the session that holds the follower's snapshot: that one is read only.
     let follower = Session::open(follower_url, "follower").await?;
-    follower.run("switching triggers off", "BEGIN; SET LOCAL session_replication_role = replica").await?;
+    follower.run("switching triggers off", "BEGIN READ WRITE; SET LOCAL session_replication_role = replica").await?;
     let mut touched = 0;
     for batch in keys.chunks(BATCH_ROWS) {
         touched += rows(owner, &follower, plan, batch).await?;

@@ -207,20 +207,6 @@ fn queries_behind_a_failed_message_are_skipped_up_to_the_sync() {
 }
 
 #[test]
-fn names_of_own_settings_are_found_wherever_they_stand() {
-    for (text, expected) in [
-        ("SET app.user_id = '7'", &["app.user_id"][..]),
-        ("set local \"my.own\" to 1.5; SET a.b.c = d", &["my.own", "a.b.c"]),
-        ("SELECT set_config('app.tenant', $1, false), 1.25, x'y.'", &["app.tenant"]),
-        ("SET search_path = public", &[]),
-        (". .. a. .b 1.a a.1", &[]),
-    ] {
-        assert_eq!(dotted_names(text.as_bytes()).collect::<Vec<_>>(), expected, "{text}");
-    }
-    assert_eq!(dotted_names(b"\xff.\xfe a.\xff").count(), 0);
-}
-
-#[test]
 fn what_the_server_ignores_leaves_the_boundary() {
     let mut talk = Talk::new();
     talk.client(&[(b'Q', b"copy t from stdin\0")]);
@@ -285,6 +271,32 @@ fn answers_are_owed_only_while_the_server_can_give_them() {
     assert!(!talk.conversation.owes_answers(), "it waits for data that cannot come any more");
     talk.client(&[(b'c', b"")]);
     assert!(talk.conversation.owes_answers());
+}
+
+#[test]
+fn settings_with_a_dot_are_asked_for_by_name() {
+    let mut talk = Talk::new();
+    assert_eq!(talk.conversation.custom_settings(), "");
+    talk.client(&[(b'Q', b"set app.tenant = '4.2'\0"), (b'Q', b"select set_config('my.\\user', 'x', false)\0")]);
+    talk.client(&[(b'P', b"\0select set_config($1, $2, false)\0\0\0"), (b'B', b"\0\0\0\0\0\x02\0\0\0\x07app.who\0\0\0\x011\0\0"), E, S]);
+    let text = talk.conversation.custom_settings();
+    assert_eq!(
+        text,
+        "SELECT 'app.tenant', pg_catalog.current_setting('app.tenant', true) UNION ALL \
+         SELECT 'app.who', pg_catalog.current_setting('app.who', true)"
+    );
+}
+
+#[test]
+fn a_prepared_statement_is_judged_by_the_facts_of_today() {
+    let mut talk = Talk::new();
+    talk.client(&[P, S]);
+    talk.server(&[(b'1', b""), IDLE]);
+    let facts = talk.conversation.statement(b"s1").unwrap().facts;
+    talk.classifier.replace_facts(CatalogFacts::builtin_only());
+    talk.client(&[B, E, S]);
+    talk.server(&[(b'2', b""), DONE, IDLE]);
+    assert_eq!(talk.conversation.statement(b"s1").unwrap().facts, facts + 1);
 }
 
 #[test]
