@@ -60,7 +60,7 @@ impl Proxy {
         let (config, log) = (folder.join("proxy.toml"), folder.join("proxy.log"));
         fs::write(&config, text).unwrap();
         let output = fs::File::create(&log).unwrap();
-        let mut child = Command::new(PROGRAM)
+        let child = Command::new(PROGRAM)
             .args(["run", "--config"])
             .arg(&config)
             .stdin(Stdio::null())
@@ -69,24 +69,17 @@ impl Proxy {
             .spawn()
             .unwrap();
         // should this test be killed, the guard reads end-of-file and ends the proxy
-        let guard = Command::new("/bin/sh")
-            .args(["-c", "trap '' INT TERM HUP; cat > /dev/null; kill -KILL \"$1\"", "guard", &child.id().to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut guard = Command::new("/bin/sh");
+        guard.args(["-c", "trap '' INT TERM HUP; cat > /dev/null; kill -KILL \"$1\"", "guard", &child.id().to_string()]);
+        guard.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut proxy = Proxy { child, guard: guard.spawn().unwrap(), listen, http, config, log };
         let deadline = Instant::now() + READY_MAX;
-        loop {
-            if let Ok(Some(status)) = child.try_wait() {
-                panic!("the proxy ended with {status}:\n{}", fs::read_to_string(&log).unwrap());
-            }
-            if get(http, "/readyz").is_some_and(|(status, _)| status == 200) {
-                return Proxy { child, guard, listen, http, config, log };
-            }
-            assert!(Instant::now() < deadline, "the proxy was not ready in time:\n{}", fs::read_to_string(&log).unwrap());
+        while get(http, "/readyz").is_none_or(|(status, _)| status != 200) {
+            assert!(proxy.is_running(), "the proxy ended:\n{}", proxy.log_text());
+            assert!(Instant::now() < deadline, "the proxy was not ready in time:\n{}", proxy.log_text());
             std::thread::sleep(Duration::from_millis(30));
         }
+        proxy
     }
 
     /// A console command, through the very code of `understudy ctl --json`.
