@@ -95,20 +95,21 @@ impl Stage {
         if let Some(fault) = fault {
             command.env("UNDERSTUDY_FAULT", fault);
         }
-        let mut child = command.spawn().unwrap();
+        let child = command.spawn().unwrap();
         // if the test is killed, the program must not stay: the shell reads end-of-file
         let guard = Command::new("/bin/sh")
             .args(["-c", "cat > /dev/null; kill -KILL \"$1\"", "guard", &child.id().to_string()])
             .stdin(Stdio::piped())
             .spawn()
             .unwrap();
+        let mut proxy = Proxy { child, guard };
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Some(status) = child.try_wait().unwrap() {
+            if let Some(status) = proxy.child.try_wait().unwrap() {
                 panic!("the proxy ended with {status}\n{}", self.log());
             }
             if self.try_console().await.is_some() {
-                return Proxy { child, guard };
+                return proxy;
             }
             assert!(Instant::now() < deadline, "the proxy was not ready in time\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
