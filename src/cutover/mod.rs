@@ -7,7 +7,7 @@
 //!
 //! Invariants: "caught up" means that a marker was applied; at no moment do both servers take application writes; a failed
 //! attempt ends with the gate open and the old owner in charge.
-//! Sources: Vitess SwitchTraffic (order of fence, lock and position), `../shared/research/migration.md` §4.7, §4.8.
+//! Sources: Vitess SwitchTraffic (order of fence, lock and position); gh-ost (a marker in the stream instead of a lag).
 
 pub mod recover;
 pub mod step;
