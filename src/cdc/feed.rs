@@ -348,6 +348,30 @@ struct Progress {
     confirmed: Lsn,
 }
 
+/// How long an applier that died with its process may still hold its session on the follower.
+const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Takes the lock that a feed's applier holds for as long as its session lives. What an applier that was killed had sent
+/// may still be committed by its backend: progress is read only when that backend is gone.
+async fn await_predecessor(follower: &tokio_postgres::Client, feed: &str) -> Result<(), CdcError> {
+    let deadline = tokio::time::Instant::now() + PREDECESSOR_TIMEOUT;
+    loop {
+        let row = follower
+            .query_one("SELECT pg_try_advisory_lock(hashtextextended($1, 0))", &[&feed])
+            .await
+            .attempt("take the applier's lock on the follower")?;
+        if row.try_get::<_, bool>(0).attempt("take the applier's lock on the follower")? {
+            return Ok(());
+        }
+        if tokio::time::Instant::now() > deadline {
+            return Err(CdcError::Protocol(format!(
+                "another applier of {feed} is still connected to the follower: another understudy process with the same configuration?"
+            )));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 async fn read_progress(client: &tokio_postgres::Client, feed: &str) -> Result<Option<Progress>, CdcError> {
     let row = client
         .query_opt(
@@ -382,6 +406,7 @@ async fn stream_once(
     install::target_tables(&follower).await?;
     let owner = session::connect(&spec.from, "feed").await?;
     install::check_owner(&owner, &spec.from).await?;
+    await_predecessor(&follower, &shared.feed).await?;
     let progress = read_progress(&follower, &shared.feed).await?;
     let awaited = read_awaited_marker(&follower, &shared.feed).await?;
     let marker = match (start, &progress) {

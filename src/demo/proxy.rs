@@ -125,7 +125,7 @@ min_requests  = 20
 error_rate    = 2.0
 mismatch_rate = 0.1
 latency_ratio = 8.0                 # two servers, a proxy and all clients share this machine's cores
-max_lag       = "5s"
+max_lag       = "{max_lag}ms"                # a feed that stands still is seen within the window, too
 
 [database.shadow.shift]
 steps = [5, 25, 50, 100]
@@ -135,6 +135,7 @@ hold  = "{hold}ms"
 auto_approve = 0.9
 "#,
             window = REVERT_WINDOW.as_secs(),
+            max_lag = (REVERT_WINDOW * 2 / 3).as_millis(),
             metadata = metadata.display(),
             password = self.password.expose(),
             hold = (hold_s * 1000.0).round(),
