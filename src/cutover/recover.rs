@@ -3,7 +3,7 @@
 use super::{step::Step, switch};
 use crate::{
     cdc::{self, Feed, FeedSpec},
-    metadata::{JournalEntry, MetadataError, Owner, Repository},
+    metadata::{JournalEntry, MetadataError, Repository},
     traffic::route::Target,
 };
 use serde_json::json;
@@ -121,11 +121,6 @@ pub async fn finish(repository: &Repository, database: &str, run: i64, feed: &Fe
 /// A sentence.
 pub fn journal(repository: &Repository, database: &str, run: i64, step: &str) -> Result<(), String> {
     repository.journal(database, run, step, json!({"recovered": true})).map_err(|error: MetadataError| error.to_string())
-}
-
-/// The stored owner as a side.
-pub fn is_source(owner: &Owner) -> bool {
-    *owner == Owner::Source
 }
 
 #[cfg(test)]
