@@ -372,6 +372,21 @@ async fn await_predecessor(follower: &tokio_postgres::Client, feed: &str) -> Res
     }
 }
 
+/// The applier commits without waiting for the disk, so what an earlier one stored may still be lost in a crash of the follower. It
+/// becomes the position that the owner may forget only after a synchronous commit behind it.
+async fn make_durable(client: &tokio_postgres::Client, feed: &str) -> Result<(), CdcError> {
+    client.batch_execute("SET synchronous_commit = on").await.attempt("set up a session")?;
+    client
+        .execute(
+            "INSERT INTO understudy.confirmed (feed, lsn) SELECT feed, end_lsn FROM understudy.progress WHERE feed = $1 AND phase = 'streaming'
+             ON CONFLICT (feed) DO UPDATE SET lsn = greatest(confirmed.lsn, excluded.lsn)",
+            &[&feed],
+        )
+        .await
+        .attempt("make the feed's progress durable")?;
+    client.batch_execute("SET synchronous_commit = off").await.attempt("set up a session")
+}
+
 async fn read_progress(client: &tokio_postgres::Client, feed: &str) -> Result<Option<Progress>, CdcError> {
     let row = client
         .query_opt(
@@ -407,6 +422,7 @@ async fn stream_once(
     let owner = session::connect(&spec.from, "feed").await?;
     install::check_owner(&owner, &spec.from).await?;
     await_predecessor(&follower, &shared.feed).await?;
+    make_durable(&follower, &shared.feed).await?;
     let progress = read_progress(&follower, &shared.feed).await?;
     let awaited = read_awaited_marker(&follower, &shared.feed).await?;
     let marker = match (start, &progress) {
