@@ -2,7 +2,8 @@
 
 use super::start_up;
 use crate::{
-    backend::{self, Stream},
+    backend,
+    net::Stream,
     traffic::database::Database,
     wire::{
         backend::put_error,
@@ -26,7 +27,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::Notify,
 };
@@ -182,7 +183,7 @@ impl FrontDoor {
                 let before = self.connected.fetch_add(1, Ordering::SeqCst);
                 drop(arriving); // counted as a session first: it is never counted nowhere
                 if before < limit {
-                    let client = start_up::Client { stream, peer, version, parameters };
+                    let client = start_up::Client { stream: Stream::Tcp(stream), peer, version, parameters };
                     start_up::run(self.clone(), database, client, self.next_id.fetch_add(1, Ordering::Relaxed)).await;
                 } else {
                     let hint = "raise max_clients in proxy.toml";
@@ -291,7 +292,7 @@ async fn peek_packet(stream: &mut TcpStream, buffer: &mut BytesMut) -> Result<Op
 }
 
 /// Says why and closes.
-pub(super) async fn refuse(stream: &mut TcpStream, code: &str, message: &str, hint: Option<&str>) {
+pub(super) async fn refuse<S: AsyncWrite + Unpin>(stream: &mut S, code: &str, message: &str, hint: Option<&str>) {
     let mut answer = BytesMut::new();
     put_error(&mut answer, "FATAL", code, message, hint);
     let _ = stream.write_all(&answer).await;
@@ -303,7 +304,7 @@ pub(super) async fn reach(database: &Database) -> Result<(Stream, Arc<crate::tra
     loop {
         database.gate.wait_open().await;
         let route = database.route.load_full();
-        let stream = Stream::connect(&route.owner.url).await?;
+        let stream = backend::connect(&route.owner.url).await?;
         if database.route.load().epoch == route.epoch {
             return Ok((stream, route.owner.clone(), route.epoch));
         }
