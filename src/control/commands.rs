@@ -41,6 +41,10 @@ fn tagged(tag: &str, notice: impl Into<String>) -> Answer {
 impl Controller {
     /// Carries out a command.
     pub(super) async fn execute(self: Arc<Self>, command: Command, who: &str) -> Result<Answer, CommandError> {
+        if self.handed_over.load(Ordering::SeqCst) && !matches!(command, Command::Show(_) | Command::Shutdown) {
+            let reason = "another process has taken over from this one: connect to the console again to reach it";
+            return Err(CommandError::Refused(reason.into()));
+        }
         match command {
             Command::Show(topic) => self.show(topic).await,
             Command::Set { shadow, knob, value } => self.set(&shadow, &knob, &value, who),
@@ -417,6 +421,12 @@ impl Controller {
             .map_err(|_| CommandError::Refused("a cutover or rollback is already running: SHOW CUTOVER".into()))?;
         if managed.paused.load(Ordering::SeqCst) {
             return Err(CommandError::Refused(format!("{} is paused: RESUME {} first", managed.database.name, managed.database.name)));
+        }
+        if let Some(left) = self.predecessor_sessions().await {
+            return Err(CommandError::Refused(format!(
+                "the process that this one has taken over from still serves {left} sessions, which would go on writing to the old owner: wait for \
+                 their end, or end that process (SIGTERM lets their transactions end)"
+            )));
         }
         let switch = self.switch(managed, shadow, to_shadow)?;
         if dry_run {

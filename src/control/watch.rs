@@ -128,6 +128,9 @@ async fn judge_and_climb(controller: Arc<Controller>, managed: Arc<Managed>, sha
     let mut interval = tokio::time::interval(JUDGE_INTERVAL);
     loop {
         interval.tick().await;
+        if controller.handed_over.load(Ordering::SeqCst) {
+            continue;
+        }
         let max_lag = shadow.config.load().revert.max_lag;
         let in_step = shadow
             .feed()

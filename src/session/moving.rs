@@ -4,7 +4,7 @@
 
 use super::{
     front_door::CancelTarget,
-    relay::{Relay, Server, try_read},
+    relay::{Relay, Server},
     start_up::ask,
 };
 use crate::{
@@ -96,7 +96,7 @@ impl Attachment {
 
     /// False: the server has said goodbye or closed while nothing was asked of it.
     fn is_alive(&mut self) -> bool {
-        match try_read(&self.server.stream, &mut self.server.from) {
+        match self.server.stream.try_read_buf(&mut self.server.from) {
             Ok(0) => return false,
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

@@ -6,7 +6,7 @@ use super::{
     moving::Attachments,
 };
 use crate::{
-    backend::Stream,
+    net::Stream,
     sql::{Kind, TransactionVerb},
     traffic::{
         copies::{Copy, Identity, RehearsedStep, RehearsedTransaction, SampledRead},
@@ -22,7 +22,7 @@ use std::{
     sync::{Arc, Mutex, atomic::Ordering},
     time::{Duration, Instant},
 };
-use tokio::{io::Interest, net::TcpStream, sync::watch};
+use tokio::{io::Interest, sync::watch};
 
 /// Messages of a client up to this size are looked at whole; larger ones are streamed through unclassified.
 const INSPECT_BYTES_MAX: usize = 256 << 10;
@@ -66,7 +66,7 @@ pub(super) struct Relay {
     pub database: Arc<Database>,
     pub info: Arc<SessionInfo>,
     pub identity: Arc<Identity>,
-    pub client: TcpStream,
+    pub client: Stream,
     pub from_client: BytesMut,
     pub to_client: BytesMut,
     pub server: Server,
@@ -121,7 +121,7 @@ impl Relay {
         database: Arc<Database>,
         info: Arc<SessionInfo>,
         identity: Arc<Identity>,
-        client: TcpStream,
+        client: Stream,
         from_client: BytesMut,
         server: Server,
         cancel: Arc<Mutex<CancelTarget>>,
@@ -233,7 +233,10 @@ impl Relay {
         let stop_poll = self.closing_since.is_some() || self.door.is_closing();
         tokio::select! {
             biased;
-            result = ready(&self.server.stream, server_interest), if server_interest.is_some() => server_ready = result?,
+            result = self.server.stream.ready(server_interest.unwrap_or(Interest::READABLE)), if server_interest.is_some() => {
+                result?;
+                server_ready = true;
+            }
             result = self.client.ready(client_interest.unwrap_or(Interest::READABLE)), if client_interest.is_some() => {
                 result?;
                 client_ready = true;
@@ -259,7 +262,7 @@ impl Relay {
         }
         if server_ready && read_server {
             self.server.from.reserve(READ_BYTES);
-            match try_read(&self.server.stream, &mut self.server.from) {
+            match self.server.stream.try_read_buf(&mut self.server.from) {
                 Ok(0) => self.server_gone = true,
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -292,7 +295,7 @@ impl Relay {
             }
         }
         while !self.to_server.is_empty() && !self.server_gone {
-            match try_write(&self.server.stream, &self.to_server) {
+            match self.server.stream.try_write(&self.to_server) {
                 Ok(written) => drop(self.to_server.split_to(written)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(_) => self.server_gone = true,
@@ -692,29 +695,6 @@ fn interest(read: bool, write: bool) -> Option<Interest> {
         (true, false) => Some(Interest::READABLE),
         (false, true) => Some(Interest::WRITABLE),
         (false, false) => None,
-    }
-}
-
-async fn ready(stream: &Stream, interest: Option<Interest>) -> Result<bool, io::Error> {
-    let interest = interest.unwrap_or(Interest::READABLE);
-    match stream {
-        Stream::Tcp(stream) => stream.ready(interest).await?,
-        Stream::Unix(stream) => stream.ready(interest).await?,
-    };
-    Ok(true)
-}
-
-pub(super) fn try_read(stream: &Stream, buffer: &mut BytesMut) -> Result<usize, io::Error> {
-    match stream {
-        Stream::Tcp(stream) => stream.try_read_buf(buffer),
-        Stream::Unix(stream) => stream.try_read_buf(buffer),
-    }
-}
-
-fn try_write(stream: &Stream, bytes: &[u8]) -> Result<usize, io::Error> {
-    match stream {
-        Stream::Tcp(stream) => stream.try_write(bytes),
-        Stream::Unix(stream) => stream.try_write(bytes),
     }
 }
 

@@ -6,6 +6,7 @@ use super::{
     relay::{Relay, Server, note_parameter},
 };
 use crate::{
+    net::Stream,
     traffic::{
         copies::Identity,
         database::{Database, SessionInfo, pin},
@@ -21,17 +22,14 @@ use std::{
     },
     time::Instant,
 };
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
 /// Longest message of a client during authentication (`PG_MAX_AUTH_TOKEN_LENGTH`, `src/include/libpq/auth.h`).
 const AUTH_BYTES_MAX: usize = 65_535;
 
 /// A client that has said who it is.
 pub(super) struct Client {
-    pub stream: TcpStream,
+    pub stream: Stream,
     pub peer: SocketAddr,
     pub version: i32,
     pub parameters: Vec<(Bytes, Bytes)>,
@@ -128,7 +126,7 @@ async fn serve(
 }
 
 /// Relays until the first ReadyForQuery. `None`: one side went away, and the other has been told what there was to tell.
-async fn log_in(client: &mut TcpStream, from_client: &mut BytesMut, server: &mut Server, startup: &[u8], key: &(i32, Bytes)) -> Option<()> {
+async fn log_in(client: &mut Stream, from_client: &mut BytesMut, server: &mut Server, startup: &[u8], key: &(i32, Bytes)) -> Option<()> {
     server.stream.write_all(startup).await.ok()?;
     let mut to_client = BytesMut::new();
     loop {
@@ -191,7 +189,7 @@ async fn next<S: AsyncRead + Unpin>(stream: &mut S, buffer: &mut BytesMut) -> Op
 }
 
 /// A replication connection: the walsender's sub-protocol is nobody's business but the two ends'.
-async fn pass_through(mut client: TcpStream, from_client: BytesMut, mut server: Server) {
+async fn pass_through(mut client: Stream, from_client: BytesMut, mut server: Server) {
     let early = async {
         server.stream.write_all(&from_client).await?;
         client.write_all(&server.from).await
