@@ -24,6 +24,7 @@ mod copy;
 mod dump;
 mod error;
 mod feed;
+mod fold;
 mod held;
 mod install;
 mod names;
@@ -34,6 +35,7 @@ mod roles;
 mod rows;
 mod sequences;
 mod session;
+mod sets;
 mod shared;
 mod stream;
 
