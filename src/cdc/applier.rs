@@ -310,8 +310,12 @@ impl Applier {
         if !self.plans.contains_key(&relation) && self.try_plan(relation, &table).await?.is_err() {
             self.overtaken(group).await?;
         }
-        if lock(&self.shared.held).contains_key(&table) {
-            return self.spool(group, relation, raw).await;
+        let held = lock(&self.shared.held).get(&table).map(|held| (held.state, held.since));
+        match held {
+            // The copy of its rows is younger than this change.
+            Some((HeldState::Copied, since)) if group.commit_lsn < since => return Ok(()),
+            Some(_) => return self.spool(group, relation, raw).await,
+            None => {}
         }
         let Some(plan) = self.plan(group, relation, &table).await? else { return self.spool(group, relation, raw).await };
         if plan.keyed()

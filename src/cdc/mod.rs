@@ -21,6 +21,9 @@
 mod applier;
 mod chores;
 mod copy;
+mod copy_plan;
+mod copy_rows;
+mod copy_schema;
 mod dump;
 mod error;
 mod feed;
@@ -31,6 +34,7 @@ mod names;
 pub mod pg_dump;
 pub mod pgoutput;
 mod plan;
+mod pump;
 mod roles;
 mod rows;
 mod sequences;
