@@ -5,7 +5,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # Enough cases to find what a change breaks, few enough to wait for; raise it for a long run.
 export PROPTEST_CASES ?= 64
 
-.PHONY: help setup setup-demo build demo pauses bench-proxy test format lint unit docs clean
+.PHONY: help setup setup-demo build demo pauses bench-proxy bench-feed test format lint unit docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ pauses: build ## five quick demos; the pauses of cutover and rollback, with medi
 
 bench-proxy: build ## pgbench direct, through understudy and through PgBouncer, side by side
 	@cargo bench --locked --quiet --bench proxy -- $(BENCH_ARGS)
+
+bench-feed: setup-demo ## copy, catch-up and live lag against pg_dump, pgcopydb and a native subscription (BENCH_ARGS="parts=catchup rounds=1")
+	@cargo bench --locked --quiet --bench feed -- $(BENCH_ARGS)
 
 test: setup format lint unit docs ## what CI runs: format, lint, all tests, documentation
 	@echo "== all passed"

@@ -43,15 +43,22 @@ CREATE TABLE IF NOT EXISTS understudy.deferred (
     id bigserial PRIMARY KEY, feed text NOT NULL, proposal bigint NOT NULL, statements text[] NOT NULL);
 CREATE TABLE IF NOT EXISTS understudy.copied_table (
     id bigserial PRIMARY KEY, feed text NOT NULL, kind text NOT NULL, ident text NOT NULL);
+CREATE TABLE IF NOT EXISTS understudy.copy_part (
+    feed text NOT NULL, schema_name text NOT NULL, table_name text NOT NULL, part integer NOT NULL, parts integer NOT NULL,
+    PRIMARY KEY (feed, schema_name, table_name, part));
+CREATE TABLE IF NOT EXISTS understudy.copy_schema (feed text PRIMARY KEY, post_data text NOT NULL);
+CREATE TABLE IF NOT EXISTS understudy.copy_step (feed text NOT NULL, entry integer NOT NULL, PRIMARY KEY (feed, entry));
 ";
 
 /// The tables that hold something per feed.
-const PER_FEED: &[&str] = &["progress", "confirmed", "spool", "held_table", "deferred", "copied_table"];
+const PER_FEED: &[&str] =
+    &["progress", "confirmed", "spool", "held_table", "deferred", "copied_table", "copy_part", "copy_schema", "copy_step"];
 
 /// Makes the schema `understudy` on the follower; safe to repeat.
 pub(super) async fn target_tables(client: &Client) -> Result<(), CdcError> {
     let there = client
-        .query_one("SELECT to_regclass('understudy.copied_table') IS NOT NULL", &[])
+        // The newest of them: an earlier version of ours may have made only some.
+        .query_one("SELECT to_regclass('understudy.copy_step') IS NOT NULL", &[])
         .await
         .attempt("look for the schema understudy")?;
     if there.get(0) {
@@ -314,6 +321,7 @@ pub async fn disarm(spec: &FeedSpec) -> Result<(), CdcError> {
         .await
         .attempt("look for the schema understudy")?;
     if there.get(0) {
+        target_tables(&follower).await?;
         forget(&follower, &feed).await?;
     }
     drop_schema_if_unused(&follower).await

@@ -21,19 +21,25 @@
 mod applier;
 mod chores;
 mod copy;
+mod copy_plan;
+mod copy_rows;
+mod copy_schema;
 mod dump;
 mod error;
 mod feed;
+mod fold;
 mod held;
 mod install;
 mod names;
 pub mod pg_dump;
 pub mod pgoutput;
 mod plan;
+mod pump;
 mod roles;
 mod rows;
 mod sequences;
 mod session;
+mod sets;
 mod shared;
 mod stream;
 

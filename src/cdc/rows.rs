@@ -1,10 +1,12 @@
-//! Row changes on the follower: a whole batch pipelined; when anything about it is not as expected, undone to its savepoint and
-//! done again one by one, so that the one row or table at fault is found and the rest goes on.
+//! Row changes on the follower: a batch folded into sets, or pipelined change by change; when anything about it is not as expected,
+//! undone to its savepoint and done again in smaller parts, at last one by one, so that the one row or table at fault is found and
+//! the rest goes on.
 
 use super::{
     CdcError, Direction,
     applier::{Applier, BEGIN, Group},
     error::{Attempt, Blame, blame, describe},
+    fold::{Kind, Step, fold, tuple},
     pgoutput::{Message, Tuple},
     plan::{Misfit, Plan, Statement, TargetColumn, TargetTable},
     session::Text,
@@ -12,14 +14,31 @@ use super::{
 };
 use crate::{lsn::Lsn, metadata::Severity};
 use bytes::Bytes;
-use futures_util::poll;
-use std::{pin::Pin, sync::Arc, task::Poll};
+use futures_util::{SinkExt as _, poll};
+use std::{
+    collections::HashSet,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::Poll,
+};
 
 /// Prepared statements kept: an update has one for each set of columns that were sent. Beyond it all are dropped.
 const STATEMENTS_MAX: usize = 2_000;
 
 /// What each change costs in a batch besides its bytes.
 const CHANGE_BYTES: usize = 128;
+
+/// Changes in a batch from which it is folded. Fewer go out one by one, in the shortest time.
+const FOLD_CHANGES_MIN: usize = 48;
+
+/// Changes that go out one by one in one go, so that few are done again carefully when one of them is not as expected.
+const CAREFUL_CHANGES_MAX: usize = 512;
+
+/// Rows from which COPY, which costs a round trip of its own, beats a statement with arrays.
+const COPY_ROWS_MIN: usize = 48;
+
+/// COPY data in one message.
+const COPY_PART_BYTES: usize = 256 << 10;
 
 /// One thing to do on the follower.
 #[derive(Clone, Debug)]
@@ -35,6 +54,33 @@ impl Pending {
         let (Pending::Row { raw, .. } | Pending::Spool { raw, .. }) = self;
         CHANGE_BYTES + raw.len()
     }
+
+    fn relation(&self) -> Option<u32> {
+        match self {
+            Pending::Row { relation, .. } => Some(*relation),
+            Pending::Spool { .. } => None,
+        }
+    }
+}
+
+/// What goes to the follower.
+enum Action {
+    /// `rows`: how many it must concern; `None`: at least one.
+    Execute { sql: String, parameters: Vec<Text>, rows: Option<u64> },
+    /// Rows to be added.
+    Copy { sql: String, data: Bytes, rows: u64 },
+}
+
+type Answer = Result<u64, tokio_postgres::Error>;
+type Sent<'a> = Pin<Box<dyn Future<Output = Answer> + Send + 'a>>;
+
+async fn copy_in(client: &tokio_postgres::Client, statement: &tokio_postgres::Statement, mut data: Bytes) -> Answer {
+    let mut sink = pin!(client.copy_in::<_, Bytes>(statement).await?);
+    while !data.is_empty() {
+        let part = data.split_to(data.len().min(COPY_PART_BYTES));
+        sink.as_mut().send(part).await?;
+    }
+    sink.as_mut().finish().await
 }
 
 /// What became of one change.
@@ -114,19 +160,24 @@ impl Applier {
         let rows = self
             .client
             .query(
-                "SELECT a.attname::text, format_type(a.atttypid, -1), a.attgenerated <> '', a.attidentity = 'a', c.relkind = 'p'
+                "SELECT a.attname::text, format_type(a.atttypid, -1), a.attgenerated <> '', a.attidentity = 'a', c.relkind = 'p',
+                        coalesce(t.typarray <> 0 AND t.typcategory <> 'A' AND t.typdelim = ',', false), c.relrowsecurity
+                        OR EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid IN (SELECT c.oid UNION SELECT relid FROM pg_partition_tree(c.oid))
+                                     AND g.tgenabled IN ('A', 'R') AND NOT g.tgisinternal)
+                        OR EXISTS (SELECT FROM pg_rewrite r WHERE r.ev_class = c.oid AND r.ev_enabled IN ('A', 'R'))
                  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
                  LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+                 LEFT JOIN pg_type t ON t.oid = a.atttypid
                  WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')",
                 &[&table.0, &table.1],
             )
             .await
             .attempt(what)?;
         let Some(first) = rows.first() else { return Ok(None) };
-        let mut target = TargetTable { partitioned: first.get(4), ..TargetTable::default() };
+        let mut target = TargetTable { partitioned: first.get(4), watched: first.get(6), ..TargetTable::default() };
         for row in &rows {
             let Some(name) = row.get::<_, Option<String>>(0) else { continue };
-            let column = TargetColumn { type_name: row.get(1), generated: row.get(2), identity_always: row.get(3) };
+            let column = TargetColumn { type_name: row.get(1), generated: row.get(2), identity_always: row.get(3), listable: row.get(5) };
             target.columns.insert(name, column);
         }
         let key = self
@@ -141,6 +192,21 @@ impl Applier {
             .await
             .attempt(what)?;
         target.primary_key = key.iter().map(|row| row.get(0)).collect();
+        let unique = self
+            .client
+            .query(
+                "SELECT CASE WHEN i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL AND NOT i.indisexclusion THEN
+                          ARRAY(SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY k (attnum, position)
+                                JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum WHERE k.position <= i.indnkeyatts)
+                        ELSE '{}' END
+                 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                 JOIN pg_index i ON i.indrelid IN (SELECT c.oid UNION SELECT relid FROM pg_partition_tree(c.oid))
+                 WHERE n.nspname = $1 AND c.relname = $2 AND (i.indisunique OR i.indisexclusion)",
+                &[&table.0, &table.1],
+            )
+            .await
+            .attempt(what)?;
+        target.unique = unique.iter().map(|row| row.get(0)).collect();
         Ok(Some(target))
     }
 
@@ -172,7 +238,9 @@ impl Applier {
                 &message,
                 serde_json::json!({"table": format!("{}.{}", table.0, table.1), "column": name}),
             );
-            table_there.columns.insert(name.clone(), TargetColumn { type_name: "text".into(), generated: true, identity_always: false });
+            table_there
+                .columns
+                .insert(name.clone(), TargetColumn { type_name: "text".into(), generated: true, identity_always: false, listable: true });
             fitted = Plan::new(&shape, target.as_ref());
         }
         let plan = fitted.map(Arc::new);
@@ -193,24 +261,47 @@ impl Applier {
         }
     }
 
-    /// Sends the batch.
+    /// Sends the batch: folded when it is long, else change by change. What does not go as it should is undone and done again in
+    /// smaller parts, down to single rows.
     pub async fn flush(&mut self, group: &mut Group) -> Result<(), CdcError> {
         if group.batch.is_empty() {
             return Ok(());
         }
         let batch = std::mem::take(&mut group.batch);
         group.batch_bytes = 0;
+        if batch.len() >= FOLD_CHANGES_MIN {
+            let folded = fold(&batch, |relation| self.plans.get(&relation).cloned());
+            if let Ok(steps) = folded
+                && self.send(group, &batch, &steps).await?
+            {
+                return Ok(());
+            }
+        }
+        for part in batch.chunks(CAREFUL_CHANGES_MAX) {
+            let steps: Vec<Step> = (0..part.len()).map(Step::One).collect();
+            if !self.send(group, part, &steps).await? {
+                self.begin(group).await?;
+                for pending in part {
+                    self.one_by_one(group, pending).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends steps in one go; `false`: something was not as expected, and all of them are undone.
+    async fn send(&mut self, group: &mut Group, batch: &[Pending], steps: &[Step]) -> Result<bool, CdcError> {
         let first = !group.begun;
         if !first {
             self.client.batch_execute("SAVEPOINT understudy_batch").await.attempt("set a savepoint on the follower")?;
         }
-        match self.pipeline(&batch, first).await {
+        match self.pipeline(batch, steps, first).await {
             Ok(()) => {
                 group.begun = true;
                 if !first {
                     self.client.batch_execute("RELEASE SAVEPOINT understudy_batch").await.attempt("release a savepoint")?;
                 }
-                return Ok(());
+                return Ok(true);
             }
             Err(Redo::Give(error)) => return Err(error),
             Err(Redo::Careful) => {}
@@ -218,34 +309,66 @@ impl Applier {
         let undo = if first { "ROLLBACK" } else { "ROLLBACK TO SAVEPOINT understudy_batch" };
         self.client.batch_execute(undo).await.attempt("undo a batch on the follower")?;
         self.forget_plans();
-        self.begin(group).await?;
-        for pending in batch {
-            self.one_by_one(group, pending).await?;
+        // The next part needs them again; a table that no longer fits is met in its careful turn.
+        let relations: HashSet<u32> = batch.iter().filter_map(Pending::relation).collect();
+        for relation in relations {
+            let table = self.table_of(relation)?;
+            let _ = self.try_plan(relation, &table).await?;
         }
-        Ok(())
+        Ok(false)
     }
 
-    /// Sends a whole batch, then looks at the answers.
-    async fn pipeline(&mut self, batch: &[Pending], first: bool) -> Result<(), Redo> {
-        let mut statements = Vec::with_capacity(batch.len());
-        for pending in batch {
-            let (sql, parameters) = match pending {
-                Pending::Row { relation, message, .. } => {
+    /// What a step sends, and what must come back.
+    fn action(&self, batch: &[Pending], step: &Step) -> Result<Option<Action>, Redo> {
+        match step {
+            Step::One(at) => match batch.get(*at) {
+                Some(Pending::Row { relation, message, .. }) => {
                     let Some(plan) = self.plans.get(relation) else { return Err(Redo::Careful) };
-                    match statement_of(plan, message)? {
-                        Some(statement) => statement,
-                        None => continue,
-                    }
+                    let statement = statement_of(plan, message)?;
+                    Ok(statement.map(|(sql, parameters)| Action::Execute { sql, parameters, rows: None }))
                 }
-                Pending::Spool { table, commit, raw } => self.spool_statement(table, *commit, raw),
-            };
-            let statement = match self.prepared(&sql).await {
+                Some(Pending::Spool { table, commit, raw }) => {
+                    let (sql, parameters) = self.spool_statement(table, *commit, raw);
+                    Ok(Some(Action::Execute { sql, parameters, rows: None }))
+                }
+                None => Err(Redo::Careful),
+            },
+            Step::Set { plan, kind, rows } => {
+                let count = rows.len() as u64;
+                let tuples = rows.iter().filter_map(|row| tuple(batch, row));
+                let (many, expected) = match kind {
+                    Kind::Insert if rows.len() >= COPY_ROWS_MIN => {
+                        let many = plan.copy_many();
+                        return Ok(Some(Action::Copy { data: many.lines(tuples), sql: many.sql, rows: count }));
+                    }
+                    Kind::Insert => (plan.insert_many(), count),
+                    Kind::Delete => (plan.delete_many(), count),
+                    Kind::Absent => (plan.delete_many(), 0),
+                    Kind::Update(kept) => match plan.update_many(kept) {
+                        Some(many) => (many, count),
+                        None => return Ok(None),
+                    },
+                };
+                Ok(Some(Action::Execute { parameters: many.arrays(tuples), sql: many.sql, rows: Some(expected) }))
+            }
+        }
+    }
+
+    /// Sends all steps, then looks at the answers.
+    async fn pipeline(&mut self, batch: &[Pending], steps: &[Step], first: bool) -> Result<(), Redo> {
+        let mut actions = Vec::with_capacity(steps.len());
+        for step in steps {
+            let Some(action) = self.action(batch, step)? else { continue };
+            let (Action::Execute { sql, .. } | Action::Copy { sql, .. }) = &action;
+            let statement = match self.prepared(sql).await {
                 Ok(statement) => statement,
                 Err(CdcError::Postgres { source, .. }) if blame(&source) != Blame::Moment => return Err(Redo::Careful),
                 Err(error) => return Err(Redo::Give(error)),
             };
-            statements.push((statement, parameters));
+            actions.push((statement, action));
         }
+        let give = |source| Redo::Give(CdcError::Postgres { what: "apply changes on the follower".into(), source });
+        // Each is polled once, in order, which sends it; the answers are awaited afterwards.
         let mut begin = first.then(|| Box::pin(self.client.batch_execute(BEGIN)));
         let early = match &mut begin {
             Some(begin) => match poll!(begin.as_mut()) {
@@ -254,18 +377,27 @@ impl Applier {
             },
             None => None,
         };
-        // Each is polled once, in order, which sends it; the answers are awaited afterwards.
-        type Execution<'a> = Pin<Box<dyn Future<Output = Result<u64, tokio_postgres::Error>> + Send + 'a>>;
-        let mut executions: Vec<(Execution<'_>, Option<Result<u64, tokio_postgres::Error>>)> = Vec::with_capacity(statements.len());
-        for (statement, parameters) in &statements {
-            let mut execution: Execution<'_> = Box::pin(self.client.execute_raw(statement, parameters.iter().cloned()));
-            let result = match poll!(execution.as_mut()) {
-                Poll::Ready(result) => Some(result),
-                Poll::Pending => None,
+        let mut sent: Vec<(Sent<'_>, Option<Answer>, Option<u64>)> = Vec::with_capacity(actions.len());
+        let mut verdict = Ok(());
+        for (statement, action) in &actions {
+            let (mut future, expected): (Sent<'_>, _) = match action {
+                Action::Execute { parameters, rows, .. } => {
+                    (Box::pin(self.client.execute_raw(statement, parameters.iter().cloned())), *rows)
+                }
+                Action::Copy { data, rows, .. } => (Box::pin(copy_in(&self.client, statement, data.clone())), Some(*rows)),
             };
-            executions.push((execution, result));
+            let early = match (poll!(future.as_mut()), action) {
+                (Poll::Ready(answer), _) => Some(answer),
+                (Poll::Pending, Action::Execute { .. }) => None,
+                // Rows of a COPY go out only when the server has asked for them, and before the next statement.
+                (Poll::Pending, Action::Copy { .. }) => Some(future.as_mut().await),
+            };
+            let failed = matches!(early, Some(Err(_)));
+            sent.push((future, early, expected));
+            if failed {
+                break;
+            }
         }
-        let give = |source| Redo::Give(CdcError::Postgres { what: "apply changes on the follower".into(), source });
         if let Some(begin) = begin {
             match early {
                 Some(result) => result.map_err(give)?,
@@ -273,14 +405,13 @@ impl Applier {
             }
         }
         // All answers are awaited, also behind an error: the next statement must not meet a pipeline in flight.
-        let mut verdict = Ok(());
-        for (execution, result) in executions {
-            let result = match result {
-                Some(result) => result,
-                None => execution.await,
+        for (future, early, expected) in sent {
+            let answer = match early {
+                Some(answer) => answer,
+                None => future.await,
             };
-            match result {
-                Ok(0) if verdict.is_ok() => verdict = Err(Redo::Careful),
+            match answer {
+                Ok(rows) if verdict.is_ok() && expected.map_or(rows == 0, |expected| rows != expected) => verdict = Err(Redo::Careful),
                 Ok(_) => {}
                 Err(_) if verdict.is_err() => {}
                 Err(source) => {
@@ -296,23 +427,23 @@ impl Applier {
         (SPOOL.to_owned(), parameters)
     }
 
-    async fn one_by_one(&mut self, group: &mut Group, pending: Pending) -> Result<(), CdcError> {
+    async fn one_by_one(&mut self, group: &mut Group, pending: &Pending) -> Result<(), CdcError> {
         match pending {
             Pending::Spool { table, commit, raw } => {
-                let (sql, parameters) = self.spool_statement(&table, commit, &raw);
+                let (sql, parameters) = self.spool_statement(table, *commit, raw);
                 self.client.execute_raw(&sql, parameters).await.attempt("spool a change on the follower").map(|_| ())
             }
             Pending::Row { relation, message, raw } => {
-                let table = self.table_of(relation)?;
+                let (relation, table) = (*relation, self.table_of(*relation)?);
                 if !lock(&self.shared.held).contains_key(&table)
                     && let Some(plan) = self.plan(group, relation, &table).await?
                 {
-                    match self.careful(&plan, &message).await? {
+                    match self.careful(&plan, message).await? {
                         Outcome::Done => return Ok(()),
                         Outcome::Unfit(reason) => self.hold(group, &table, 0, HeldState::Waiting, &reason).await?,
                     }
                 }
-                self.spool_now(group, relation, &raw).await
+                self.spool_now(group, relation, raw).await
             }
         }
     }

@@ -30,6 +30,8 @@ pub enum Command {
     Pause(Option<String>),
     /// `RESUME [db]`
     Resume(Option<String>),
+    /// `RECONNECT [db]`
+    Reconnect(Option<String>),
     /// `APPROVE <id> [AS '<sql>']`
     Approve {
         /// Proposal id.
@@ -119,6 +121,8 @@ impl fmt::Display for Command {
             Command::Pause(Some(database)) => write!(f, "PAUSE {}", Name(database)),
             Command::Resume(None) => f.write_str("RESUME"),
             Command::Resume(Some(database)) => write!(f, "RESUME {}", Name(database)),
+            Command::Reconnect(None) => f.write_str("RECONNECT"),
+            Command::Reconnect(Some(database)) => write!(f, "RECONNECT {}", Name(database)),
             Command::Approve { id, sql: None } => write!(f, "APPROVE {id}"),
             Command::Approve { id, sql: Some(sql) } => write!(f, "APPROVE {id} AS {}", Literal(sql)),
             Command::Reject(id) => write!(f, "REJECT {id}"),

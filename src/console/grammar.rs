@@ -44,6 +44,7 @@ pub const FORMS: &[Form] = &[
     form("RELOAD", "RELOAD", "read proxy.toml again; a wrong file is refused whole"),
     form("PAUSE", "PAUSE [<database>]", "let clients wait before their next transaction"),
     form("RESUME", "RESUME [<database>]", "let them go on"),
+    form("RECONNECT", "RECONNECT [<database>]", "open every session's server connection anew, between two transactions"),
     form("APPROVE", "APPROVE <id> [AS '<sql>']", "apply a proposal, as suggested or with other statements"),
     form("REJECT", "REJECT <id>", "decline a proposal"),
     form(

@@ -98,6 +98,7 @@ impl Parser<'_> {
             "SET" => self.set()?,
             "RELOAD" => Command::Reload,
             "PAUSE" => Command::Pause(self.optional_name()),
+            "RECONNECT" => Command::Reconnect(self.optional_name()),
             "RESUME" => Command::Resume(self.optional_name()),
             "APPROVE" => {
                 let id = self.id("APPROVE")?;

@@ -51,6 +51,7 @@ impl Controller {
             Command::Reload => self.reload(),
             Command::Pause(name) => self.pause(name.as_deref()).await,
             Command::Resume(name) => self.resume(name.as_deref()),
+            Command::Reconnect(name) => self.reconnect(name.as_deref(), who),
             Command::Approve { id, sql } => self.approve(id, sql.as_deref(), who).await,
             Command::Reject(id) => self.reject(id, who).await,
             Command::SimulateCutover { shadow, percent, duration } => self.simulate(&shadow, percent, duration).await,
@@ -119,6 +120,29 @@ impl Controller {
             }
         }
         Ok(tagged("RESUME", "waiting transactions go on"))
+    }
+
+    fn reconnect(&self, name: Option<&str>, who: &str) -> Result<Answer, CommandError> {
+        let mut sessions = 0;
+        for managed in self.some_databases(name)? {
+            let database = &managed.database.name;
+            let Ok(_turn) = managed.switching.try_lock() else {
+                return Err(CommandError::Refused(format!("a cutover of {database} is running: it gives every session a new connection")));
+            };
+            let owner = managed.database.route.load().owner.clone();
+            let renewed = self.repository.renew(database).map_err(failed)?;
+            managed.route_to(owner, renewed.epoch, None);
+            sessions += managed.database.clients();
+            let message = format!("{who} asked the sessions of {database} to connect to its servers anew");
+            self.repository.record(Severity::Info, "control", database, "", &message, json!({"epoch": renewed.epoch}));
+        }
+        Ok(tagged(
+            "RECONNECT",
+            format!(
+                "{sessions} sessions open a new server connection when their transaction has ended; those whose log-in understudy does not \
+                 know keep theirs: SHOW CLIENTS"
+            ),
+        ))
     }
 
     fn shadow_start(&self, name: &str) -> Result<Answer, CommandError> {

@@ -4,6 +4,7 @@
 //! ends with it. Deliberately absent: bytes of clients. The data plane goes on serving when anything in here fails.
 
 mod commands;
+mod health;
 mod managed;
 mod metrics;
 mod operator;
@@ -14,6 +15,7 @@ mod state;
 mod takeover;
 mod watch;
 
+pub use health::ServerHealth;
 pub use managed::{Managed, ManagedShadow};
 pub use start::{StartError, run};
 

@@ -331,7 +331,7 @@ async fn open(config: &DatabaseConfig, repository: &Repository, budget: &Arc<Byt
 }
 
 /// The server's words, with the cause where the library hides it.
-fn reason(error: &tokio_postgres::Error) -> String {
+pub(super) fn reason(error: &tokio_postgres::Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {

@@ -5,8 +5,15 @@
 //! counts as done only when its records have been handed to the socket, so that callers need no rule of their own for TLS.
 //! Sources: rustls' manual, `Connection::read_tls` and `write_tls`; RFC 5929 for the channel binding.
 
+mod acceptor;
+pub mod certificate;
+mod connector;
+mod files;
 mod stream;
 mod tls;
 
+pub use acceptor::{Acceptor, ClientTls};
+pub use connector::{connect as connect_tls, server_end_point};
+pub use files::{TlsError, changed_at};
 pub use stream::Stream;
 pub use tls::Tls;

@@ -252,6 +252,11 @@ impl Attachments {
         self.ready.push(attachment);
     }
 
+    /// The last attempt to connect to a server has failed a moment ago.
+    fn has_failed(&self, target: &Arc<Target>) -> bool {
+        self.failed.iter().any(|(failed, since)| failed == target && since.elapsed() < RETRY_AFTER)
+    }
+
     /// Waits for the connection to a server that a session moves to.
     async fn wait_for(&mut self, target: &Arc<Target>) -> Option<Attachment> {
         self.opening.retain(|(opening, how)| opening != target || how.writable);
@@ -291,6 +296,12 @@ impl Relay {
                 );
                 return Err(io::ErrorKind::ConnectionAborted.into());
             }
+            // RECONNECT: a session that cannot log in again is better off where it is than ended
+            if !self.server_gone && self.attachments.has_failed(&route.owner) && self.is_connected_to(&route.owner) {
+                self.server.epoch = route.epoch;
+                self.info.epoch.store(route.epoch, Ordering::SeqCst);
+                return Ok(());
+            }
             if Instant::now() > deadline {
                 let reason = self.info.attach_error.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
                 tracing::error!(session = self.info.id, user = %self.info.user, owner = %route.owner.name, ?reason, "a session cannot follow the owner of the writes");
@@ -306,6 +317,10 @@ impl Relay {
             self.attachments.open(&self.database, &self.info, &self.identity, &route.owner, false, true);
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
+    }
+
+    fn is_connected_to(&self, target: &Target) -> bool {
+        self.cancel.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).url == *target
     }
 
     fn adopt(&mut self, mut server: Server, route: &Arc<Route>) {

@@ -66,7 +66,7 @@ impl Stage {
         let shadow = Server::start_like(&source, 18, Options::default()).await.unwrap();
         source.create_database("shop").await.unwrap();
         shadow.create_database("shop").await.unwrap();
-        let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("stage-{}", std::process::id()));
+        let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("stage-{}-{listen}", std::process::id()));
         let _ = std::fs::remove_dir_all(&directory);
         std::fs::create_dir_all(&directory).unwrap();
         let stage = Stage { source, shadow, listen, directory };

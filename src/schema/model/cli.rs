@@ -46,15 +46,17 @@ pub fn cli_evaluate(data: &Path, json: bool) -> Result<String, SchemaError> {
             line(format_args!("{name:<24}{:>8.3}{:>8.3}{:>8.3}{:>8.3}", score.top1, score.top3, score.ece, score.brier));
         }
         if let Some(pooling) = models.get("pooling") {
-            let bins: Vec<String> =
-                pooling.reliability.iter().map(|(said, right, rows)| format!("{said:.2}→{right:.2} ({rows:.0})")).collect();
-            line(format_args!("reliability of pooling, said→right (rows): {}", bins.join("  ")));
+            line(format_args!("reliability of pooling, said→right (rows): {}", bins(&pooling.reliability)));
         }
     }
     for (slice, models) in &report.t2 {
-        line(format_args!("\nT2 {slice}\n{:<24}{:>8}{:>8}{:>8}", "", "P", "R", "F1"));
+        line(format_args!("\nT2 {slice}\n{:<32}{:>8}{:>8}{:>8}{:>8}", "", "P", "R", "F1", "ECE"));
         for (name, score) in models {
-            line(format_args!("{name:<24}{:>8.3}{:>8.3}{:>8.3}", score.precision, score.recall, score.f1));
+            let ece = score.ece.map_or("-".to_owned(), |ece| format!("{ece:.3}"));
+            line(format_args!("{name:<32}{:>8.3}{:>8.3}{:>8.3}{ece:>8}", score.precision, score.recall, score.f1));
+        }
+        if let Some(model) = models.get("model") {
+            line(format_args!("reliability of the model, said→right (rows): {}", bins(&model.reliability)));
         }
     }
     line(format_args!("\nT5 table that a column refers to, top-1"));
@@ -62,6 +64,10 @@ pub fn cli_evaluate(data: &Path, json: bool) -> Result<String, SchemaError> {
         line(format_args!("{name:<24}{share:>8.3}"));
     }
     Ok(text)
+}
+
+fn bins(reliability: &[(f64, f64, f64)]) -> String {
+    reliability.iter().map(|(said, right, rows)| format!("{said:.2}→{right:.2} ({rows:.0})")).collect::<Vec<_>>().join("  ")
 }
 
 /// Predicts rows of a CSV file: `t1` prints `row_id` and `p_<class>`, `t2` and `t2t` print `row_id,p`, `t5` prints `row_id,g1,g2,g3`
@@ -81,17 +87,13 @@ pub fn cli_predict(task: &str, data: &Path, model: Option<&Path>) -> Result<Stri
     match task {
         "t1" => predict_values(model, data),
         "t2" => {
-            let pairs = matching::column_pairs(data)?;
-            let positions = pairs.iter().any(|pair| pair.old.position != 0.0 || pair.new.position != 0.0);
-            let (features, model) = match positions {
-                true => (matching::column_features(&pairs, true), &model.t2_columns_positions),
-                false => (matching::column_features(&pairs, false), &model.t2_columns),
-            };
-            Ok(probabilities(&pairs, &features, model))
+            let pairs = matching::pairs(data, matching::Kind::Columns)?;
+            let positions = pairs.iter().any(|pair| pair.old.ordinal != 0.0 || pair.new.ordinal != 0.0);
+            Ok(probabilities(&pairs, &model.same_columns(&pairs, positions)))
         }
         "t2t" => {
-            let pairs = matching::table_pairs(data)?;
-            Ok(probabilities(&pairs, &matching::table_features(&pairs), &model.t2_tables))
+            let pairs = matching::pairs(data, matching::Kind::Tables)?;
+            Ok(probabilities(&pairs, &model.same_tables(&pairs)))
         }
         "t5" => predict_references(data),
         other => Err(SchemaError::Model(format!("`{other}` is not a task: t1, t2 (columns), t2t (tables) or t5"))),
@@ -111,10 +113,10 @@ fn predict_values(model: &Model, data: &Path) -> Result<String, SchemaError> {
     Ok(text)
 }
 
-fn probabilities(pairs: &[matching::Pair], features: &[Vec<f64>], model: &matching::Logistic) -> String {
+fn probabilities(pairs: &[matching::Pair], probabilities: &[f64]) -> String {
     let mut text = String::from("row_id,p\n");
-    for (pair, features) in pairs.iter().zip(features) {
-        let _ = writeln!(text, "{},{:.6}", pair.id, model.predict(features));
+    for (pair, probability) in pairs.iter().zip(probabilities) {
+        let _ = writeln!(text, "{},{probability:.6}", pair.id);
     }
     text
 }

@@ -1,12 +1,14 @@
 //! Cross-validation grouped by project, against baselines that are code: rules and majority table (T1), name similarity (T2), names alone (T5).
 
-use super::{data, matching, reference, t1, train_t1};
+use super::{
+    columns, data,
+    learn::Shape,
+    matching::{self, Kind, Pair},
+    reference, similarity, t1, tables, train_t1,
+};
 use crate::schema::SchemaError;
 use serde::Serialize;
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-};
+use std::{collections::BTreeMap, path::Path};
 
 /// Folds of the cross-validation; all rows of a project are in one.
 const FOLDS: usize = 10;
@@ -39,6 +41,10 @@ pub struct MatchScore {
     pub recall: f64,
     /// F1.
     pub f1: f64,
+    /// Expected calibration error; none for a baseline, whose numbers are no probabilities.
+    pub ece: Option<f64>,
+    /// Reliability: mean probability, share right, rows.
+    pub reliability: Vec<(f64, f64, f64)>,
 }
 
 /// All of it: `task.slice.model` → score.
@@ -76,30 +82,49 @@ fn folds<'a>(rows: impl Iterator<Item = &'a str>) -> BTreeMap<&'a str, usize> {
     result
 }
 
+/// What was said against what was right, in bins of equal width.
+#[derive(Default)]
+struct Reliability {
+    bins: [(f64, f64, f64); BINS],
+}
+
+impl Reliability {
+    fn add(&mut self, said: f64, right: bool, weight: f64) {
+        let bin = &mut self.bins[((said * BINS as f64) as usize).min(BINS - 1)];
+        bin.0 += weight * said;
+        bin.1 += weight * f64::from(u8::from(right));
+        bin.2 += weight;
+    }
+
+    fn error(&self) -> f64 {
+        let rows: f64 = self.bins.iter().map(|bin| bin.2).sum();
+        self.bins.iter().map(|(said, right, _)| (said - right).abs()).sum::<f64>() / rows.max(1e-9)
+    }
+
+    fn table(&self) -> Vec<(f64, f64, f64)> {
+        self.bins.iter().filter(|bin| bin.2 > 0.0).map(|bin| (bin.0 / bin.2, bin.1 / bin.2, bin.2)).collect()
+    }
+}
+
 fn score(rows: &[(&t1::Row, t1::Counts)]) -> Score {
     let mut result = Score::default();
-    let mut bins = [(0.0, 0.0, 0.0); BINS];
+    let mut bins = Reliability::default();
     for (row, answer) in rows {
         let Some(class) = row.class else { continue };
         let mut order: Vec<usize> = (0..t1::CLASS_COUNT).collect();
         order.sort_by(|a, b| answer[*b].total_cmp(&answer[*a]));
-        let hit = f64::from(u8::from(order[0] == class));
         result.rows += row.weight;
-        result.top1 += row.weight * hit;
+        result.top1 += row.weight * f64::from(u8::from(order[0] == class));
         result.top3 += row.weight * f64::from(u8::from(order[..3].contains(&class)));
         result.brier += row.weight * answer.iter().enumerate().map(|(at, p)| (p - f64::from(u8::from(at == class))).powi(2)).sum::<f64>();
-        let confidence = answer[order[0]];
-        let bin = &mut bins[((confidence * BINS as f64) as usize).min(BINS - 1)];
-        bin.0 += row.weight * confidence;
-        bin.1 += row.weight * hit;
-        bin.2 += row.weight;
+        bins.add(answer[order[0]], order[0] == class, row.weight);
     }
     let total = result.rows.max(1e-9);
     result.top1 /= total;
     result.top3 /= total;
     result.brier /= total;
-    result.ece = bins.iter().map(|(confidence, hits, _)| (confidence - hits).abs()).sum::<f64>() / total;
-    result.reliability = bins.iter().filter(|bin| bin.2 > 0.0).map(|bin| (bin.0 / bin.2, bin.1 / bin.2, bin.2)).collect();
+    result.ece = bins.error();
+    result.reliability = bins.table();
     result
 }
 
@@ -130,31 +155,61 @@ fn t1_report(rows: &[t1::Row], report: &mut Report) {
     }
 }
 
-fn match_score((hits, wrong, missed): (f64, f64, f64)) -> MatchScore {
+fn match_score((hits, wrong, missed): (f64, f64, f64), bins: Option<&Reliability>) -> MatchScore {
     let precision = if hits + wrong > 0.0 { hits / (hits + wrong) } else { 0.0 };
     let recall = if hits + missed > 0.0 { hits / (hits + missed) } else { 0.0 };
-    MatchScore { precision, recall, f1: matching::f1((hits, wrong, missed)) }
+    MatchScore {
+        precision,
+        recall,
+        f1: matching::f1((hits, wrong, missed)),
+        ece: bins.map(Reliability::error),
+        reliability: bins.map_or(vec![], Reliability::table),
+    }
 }
 
-fn t2_report(slice: &str, pairs: &[matching::Pair], features: &[Vec<f64>], baseline: usize, report: &mut Report) {
+/// A baseline: one similarity of a pair.
+type Baseline = (&'static str, fn(&Pair) -> f64);
+
+fn name_similarity(pair: &Pair) -> f64 {
+    similarity::jaro_winkler(&pair.old.name, &pair.new.name)
+}
+
+fn name_and_type(pair: &Pair) -> f64 {
+    name_similarity(pair) * if pair.old.type_name == pair.new.type_name { 1.0 } else { 0.5 }
+}
+
+fn same_columns(pair: &Pair) -> f64 {
+    let names = |side: &matching::Side| side.columns.iter().map(|column| column.0.to_lowercase()).collect();
+    similarity::jaccard(&names(&pair.old), &names(&pair.new))
+}
+
+fn t2_report(slice: &str, pairs: &[Pair], features: &[&[f64]], shape: Shape, baselines: &[Baseline], report: &mut Report) {
     let folds = folds(pairs.iter().map(|pair| pair.project.as_str()));
-    let names: BTreeSet<&str> = BTreeSet::from(["model", "name similarity"]);
-    for name in names {
-        let mut sum = (0.0, 0.0, 0.0);
-        for fold in 0..FOLDS {
-            let part = |inside: bool| {
-                let at: Vec<usize> = (0..pairs.len()).filter(|at| (fold_of(&folds, &pairs[*at].project) == fold) == inside).collect();
-                let own: Vec<matching::Pair> = at.iter().map(|at| pairs[*at].clone()).collect();
-                let values: Vec<Vec<f64>> =
-                    at.iter().map(|at| if name == "model" { features[*at].clone() } else { vec![features[*at][baseline]] }).collect();
-                (own, values)
-            };
-            let ((train, train_features), (test, test_features)) = (part(false), part(true));
-            let model = matching::train(&train, &train_features);
-            let found = matching::confusion(&matching::scored(&test, &test_features, &model), model.threshold);
-            sum = (sum.0 + found.0, sum.1 + found.1, sum.2 + found.2);
+    let mut sums: BTreeMap<&str, (f64, f64, f64)> = BTreeMap::new();
+    let mut bins = Reliability::default();
+    for fold in 0..FOLDS {
+        let (test, train): (Vec<usize>, Vec<usize>) = (0..pairs.len()).partition(|at| fold_of(&folds, &pairs[*at].project) == fold);
+        let of = |at: &[usize]| at.iter().map(|at| &pairs[*at]).collect::<Vec<_>>();
+        let (test_pairs, train_pairs) = (of(&test), of(&train));
+        let model = matching::train(&train_pairs, &train.iter().map(|at| features[*at]).collect::<Vec<_>>(), shape);
+        let mut answers = vec![("model", test.iter().map(|at| model.predict(features[*at], shape)).collect::<Vec<f64>>(), model.threshold)];
+        for (name, baseline) in baselines {
+            let numbers = |pairs: &[&Pair]| pairs.iter().map(|pair| baseline(pair)).collect::<Vec<f64>>();
+            answers.push((name, numbers(&test_pairs), matching::best_threshold(&train_pairs, &numbers(&train_pairs))));
         }
-        report.t2.entry(slice.into()).or_default().insert(name.into(), match_score(sum));
+        for (name, values, threshold) in answers {
+            let rows = matching::scored(&test_pairs, &values);
+            if name == "model" {
+                rows.iter().for_each(|row| bins.add(row.3, row.4, 1.0));
+            }
+            let found = matching::confusion(&rows, threshold);
+            let sum = sums.entry(name).or_default();
+            *sum = (sum.0 + found.0, sum.1 + found.1, sum.2 + found.2);
+        }
+    }
+    for (name, sum) in sums {
+        let bins = (name == "model").then_some(&bins);
+        report.t2.entry(slice.into()).or_default().insert(name.into(), match_score(sum, bins));
     }
 }
 
@@ -166,12 +221,17 @@ pub fn evaluate(folder: &Path) -> Result<Report, SchemaError> {
     let rows: Vec<t1::Row> = data::t1_rows(&folder.join("t1_default.csv"))?.into_iter().filter(|row| row.class.is_some()).collect();
     let mut report = Report { t1_rows: rows.len(), ..Report::default() };
     t1_report(&rows, &mut report);
-    let columns = matching::column_pairs(&folder.join("t2_column_match.csv"))?;
-    let jaro_winkler = 2;
-    t2_report("columns", &columns, &matching::column_features(&columns, false), jaro_winkler, &mut report);
-    t2_report("columns with position", &columns, &matching::column_features(&columns, true), jaro_winkler, &mut report);
-    let tables = matching::table_pairs(&folder.join("t2_table_match.csv"))?;
-    t2_report("tables", &tables, &matching::table_features(&tables), 2, &mut report);
+    let pairs = matching::pairs(&folder.join("t2_column_match.csv"), Kind::Columns)?;
+    let features = columns::features(&pairs);
+    let baselines: [Baseline; 2] = [("name similarity", name_similarity), ("name similarity and type", name_and_type)];
+    let plain: Vec<&[f64]> = features.iter().map(|features| &features[..columns::PLAIN]).collect();
+    t2_report("columns", &pairs, &plain, columns::SHAPE, &baselines, &mut report);
+    let all: Vec<&[f64]> = features.iter().map(Vec::as_slice).collect();
+    t2_report("columns with position", &pairs, &all, columns::SHAPE_WITH_POSITION, &baselines, &mut report);
+    let pairs = matching::pairs(&folder.join("t2_table_match.csv"), Kind::Tables)?;
+    let features = tables::features(&pairs);
+    let baselines: [Baseline; 2] = [("name similarity", name_similarity), ("same column names", same_columns)];
+    t2_report("tables", &pairs, &features.iter().map(Vec::as_slice).collect::<Vec<_>>(), tables::SHAPE, &baselines, &mut report);
     let path = folder.join("t5_fk_target.csv");
     let references = super::cli::reference_rows(&path, &folder.join("table_lifetimes.csv"))?;
     for with_last in [false, true] {

@@ -7,12 +7,16 @@
 //! Invariants: one prediction costs microseconds; the file is below 1 MB; probabilities are calibrated out of project (`evaluate`).
 
 pub mod cli;
+pub mod columns;
 mod data;
 mod evaluate;
+pub mod learn;
 pub mod live;
 pub mod matching;
 pub mod reference;
+pub mod similarity;
 pub mod t1;
+pub mod tables;
 
 pub use cli::{cli_evaluate, cli_predict, cli_train};
 pub use evaluate::{Report, evaluate};
@@ -22,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use std::{collections::BTreeSet, path::Path, sync::OnceLock};
 
 /// Version of the file's layout.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// All that was learnt.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
@@ -34,11 +38,11 @@ pub struct Model {
     /// T1: count tables.
     pub t1_tables: t1::Tables,
     /// T2 columns, without and with ordinal positions.
-    pub t2_columns: matching::Logistic,
+    pub t2_columns: learn::Matcher,
     /// T2 columns with ordinal positions.
-    pub t2_columns_positions: matching::Logistic,
+    pub t2_columns_positions: learn::Matcher,
     /// T2 tables.
-    pub t2_tables: matching::Logistic,
+    pub t2_tables: learn::Matcher,
 }
 
 /// Trains on a folder of CSV files, on the permissively licensed projects only.
@@ -51,18 +55,26 @@ pub fn train(folder: &Path) -> Result<Model, SchemaError> {
         data::t1_rows(&folder.join("t1_default.csv"))?.into_iter().filter(|row| permitted.contains(&row.project)).collect();
     let (mut t1_tables, t1_weights) = train_t1(&rows.iter().collect::<Vec<_>>());
     t1::prune(&mut t1_tables);
-    let pairs = matching::column_pairs(&folder.join("t2_column_match.csv"))?;
-    let pairs: Vec<_> = pairs.into_iter().filter(|pair| permitted.contains(&pair.project)).collect();
-    let tables = matching::table_pairs(&folder.join("t2_table_match.csv"))?;
-    let tables: Vec<_> = tables.into_iter().filter(|pair| permitted.contains(&pair.project)).collect();
+    let permitted_pairs = |file: &str, kind| -> Result<Vec<matching::Pair>, SchemaError> {
+        let pairs = matching::pairs(&folder.join(file), kind)?;
+        Ok(pairs.into_iter().filter(|pair| permitted.contains(&pair.project)).collect())
+    };
+    let columns = permitted_pairs("t2_column_match.csv", matching::Kind::Columns)?;
+    let tables = permitted_pairs("t2_table_match.csv", matching::Kind::Tables)?;
+    let column_features = columns::features(&columns);
+    let fit = |pairs: &[matching::Pair], features: &[&[f64]], shape| matching::train(&pairs.iter().collect::<Vec<_>>(), features, shape);
+    let plain: Vec<&[f64]> = column_features.iter().map(|features| &features[..columns::PLAIN]).collect();
+    let all: Vec<&[f64]> = column_features.iter().map(Vec::as_slice).collect();
+    let table_features = tables::features(&tables);
+    let of_tables: Vec<&[f64]> = table_features.iter().map(Vec::as_slice).collect();
     let round = |value: f64| (value * 1e4).round() / 1e4;
     Ok(Model {
         format: FORMAT,
         t1_weights: t1_weights.into_iter().map(round).collect(),
         t1_tables,
-        t2_columns: matching::train_columns(&pairs, false).rounded(),
-        t2_columns_positions: matching::train_columns(&pairs, true).rounded(),
-        t2_tables: matching::train_tables(&tables).rounded(),
+        t2_columns: fit(&columns, &plain, columns::SHAPE),
+        t2_columns_positions: fit(&columns, &all, columns::SHAPE_WITH_POSITION),
+        t2_tables: fit(&tables, &of_tables, tables::SHAPE),
     })
 }
 
@@ -108,6 +120,20 @@ impl Model {
             )));
         }
         Ok(model)
+    }
+
+    /// T2: probability that each pair of columns is the same column. `positions`: both sides are one lineage, so that their order means something.
+    pub fn same_columns(&self, pairs: &[matching::Pair], positions: bool) -> Vec<f64> {
+        let (model, shape, width) = match positions {
+            true => (&self.t2_columns_positions, columns::SHAPE_WITH_POSITION, usize::MAX),
+            false => (&self.t2_columns, columns::SHAPE, columns::PLAIN),
+        };
+        columns::features(pairs).iter().map(|features| model.predict(&features[..width.min(features.len())], shape)).collect()
+    }
+
+    /// T2: probability that each pair of tables is the same table.
+    pub fn same_tables(&self, pairs: &[matching::Pair]) -> Vec<f64> {
+        tables::features(pairs).iter().map(|features| self.t2_tables.predict(features, tables::SHAPE)).collect()
     }
 
     /// T1: probabilities of [`t1::CLASSES`].

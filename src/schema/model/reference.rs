@@ -1,7 +1,7 @@
 //! T5: which table does a column refer to, where no foreign key says so? Name rules, and what the last column of that name referred to.
 
 use super::{
-    matching::{jaro_winkler, trigram},
+    similarity::{jaro_winkler, trigram},
     t1::tokens,
 };
 

@@ -1,5 +1,4 @@
-//! A new process takes over from the running one under load: no client is refused or dropped, the feed goes on, cancels reach the
-//! session wherever it is, and a new process that fails changes nothing.
+//! What operators do to a running proxy: replace the process under load, have sessions connect anew, learn that a server is down.
 
 #[path = "cutover/stage.rs"]
 mod stage;
@@ -119,4 +118,53 @@ async fn a_new_process_takes_over_without_an_error() {
     assert_eq!(counted, [i64::try_from(done).unwrap()], "what was acknowledged, once");
     stage.verify("after a takeover").await;
     second.kill();
+}
+
+async fn backend(client: &Client) -> i64 {
+    stage::numbers(client, "SELECT pg_backend_pid()::int8").await[0]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_connect_anew_and_servers_are_watched() {
+    let stage = Stage::new().await;
+    let proxy = stage.start(None).await;
+    let (idle, busy) = (stage.client().await, stage.client().await);
+    idle.batch_execute("SET work_mem = '7MB'; SET application_name = 'kept'").await.unwrap();
+    let prepared = idle.prepare("SELECT $1::int8 + 1").await.unwrap();
+    busy.batch_execute("BEGIN").await.unwrap();
+    let (idle_before, busy_before) = (backend(&idle).await, backend(&busy).await);
+
+    let told = stage.tell("RECONNECT shop").await;
+    assert!(told.is_ok(), "{told:?}");
+    let idle_after = backend(&idle).await;
+    assert_ne!(idle_before, idle_after, "an idle session has a new connection");
+    assert_eq!(idle.query_one(&prepared, &[&41_i64]).await.unwrap().get::<_, i64>(0), 42);
+    let settings = idle.query_one("SELECT current_setting('work_mem'), current_setting('application_name')", &[]).await.unwrap();
+    assert_eq!((settings.get::<_, &str>(0), settings.get::<_, &str>(1)), ("7MB", "kept"));
+    assert_eq!(backend(&busy).await, busy_before, "an open transaction keeps its own");
+    busy.batch_execute("COMMIT").await.unwrap();
+    assert_ne!(backend(&busy).await, busy_before);
+    assert!(stage.tell("RECONNECT nothing").await.unwrap_err().contains("SHOW DATABASES"));
+
+    let wait = async |state: &str| {
+        for _ in 0..600 {
+            let servers = stage.must("SHOW SERVERS").await;
+            if servers.iter().any(|row| row["server"] == "pg18" && row["state"] == state) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("SHOW SERVERS never said {state}: {:?}", stage.must("SHOW SERVERS").await);
+    };
+    wait("up").await;
+    stage.shadow.stop(support::Shutdown::Immediate).unwrap();
+    wait("down").await;
+    let alerts = stage.must("SHOW ALERTS").await;
+    let told = alerts.iter().filter(|row| row["message"].contains("shadow pg18 of shop at") && row["message"].contains("does not answer"));
+    assert_eq!(told.count(), 1, "{alerts:?}");
+    assert_eq!(stage::numbers(&idle, "SELECT 1::int8").await, [1]);
+    stage.shadow.restart().unwrap();
+    wait("up").await;
+    stage.wait_log("shadow pg18 of shop at 127.0.0.1", 2).await;
+    proxy.kill();
 }

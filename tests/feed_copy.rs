@@ -1,0 +1,296 @@
+//! The snapshot copy on real servers: in parts, interrupted, against changes of the owner, with what does not fit.
+
+#[path = "support/feed_play.rs"]
+mod play;
+#[path = "support/feed_servers.rs"]
+mod servers;
+
+use play::{assert_equal, catch_up, eventually, spec, start, streaming};
+use servers::Server;
+use tokio_postgres::Client;
+use understudy::{
+    cdc::{self, Start},
+    metadata::{ProposalState, Repository, Severity},
+};
+
+async fn count(client: &Client, sql: &str) -> i64 {
+    client.query_one(sql, &[]).await.unwrap().get(0)
+}
+
+/// Something of every kind that a copy must bring besides plain tables.
+const WORLD: &str = "
+CREATE ROLE reader NOLOGIN; CREATE ROLE writer LOGIN PASSWORD 'x' IN ROLE reader;
+CREATE COLLATION german (provider = icu, locale = 'de-u-kn-true');
+CREATE EXTENSION hstore; CREATE EXTENSION citext;
+CREATE SCHEMA sales AUTHORIZATION writer;
+CREATE TABLE sales.wide (id bigint GENERATED ALWAYS AS IDENTITY (START 100 INCREMENT 3) PRIMARY KEY, v text COLLATE german UNIQUE,
+  twice bigint GENERATED ALWAYS AS (id * 2) STORED, h hstore, c citext CHECK (length(c) < 100), r int4range, EXCLUDE USING gist (r WITH &&));
+CREATE INDEX wide_expr ON sales.wide (lower(v)) WHERE id > 5; CREATE INDEX wide_cover ON sales.wide (c) INCLUDE (twice);
+CREATE STATISTICS sales.wide_stats ON v, c FROM sales.wide;
+COMMENT ON TABLE sales.wide IS 'wide; Type: INDEX; it''s'; COMMENT ON COLUMN sales.wide.v IS 'v'; COMMENT ON INDEX sales.wide_expr IS 'i';
+GRANT SELECT ON sales.wide TO reader; GRANT USAGE ON SCHEMA sales TO reader; ALTER DEFAULT PRIVILEGES IN SCHEMA sales GRANT SELECT ON TABLES TO reader;
+INSERT INTO sales.wide (v, h, c, r) SELECT 'v' || g, hstore('k', g::text), 'C' || g, int4range(g, g + 1) FROM generate_series(1, 3000) g;
+CREATE TABLE parent (id integer PRIMARY KEY, v text); CREATE TABLE child (w integer) INHERITS (parent); ALTER TABLE child ADD PRIMARY KEY (id);
+INSERT INTO parent SELECT g, 'p' FROM generate_series(1, 50) g; INSERT INTO child SELECT g, 'c', g FROM generate_series(1, 70) g;
+CREATE TABLE ranges (id integer, at date, v text, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);
+CREATE TABLE ranges_old PARTITION OF ranges FOR VALUES FROM ('2020-01-01') TO ('2021-01-01');
+CREATE TABLE ranges_new PARTITION OF ranges FOR VALUES FROM ('2021-01-01') TO ('2022-01-01') PARTITION BY HASH (id);
+CREATE TABLE ranges_new_0 PARTITION OF ranges_new FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+CREATE TABLE ranges_new_1 PARTITION OF ranges_new FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+CREATE INDEX ranges_v ON ranges (v);
+INSERT INTO ranges SELECT g, date '2020-01-01' + g % 700, 'x' || g FROM generate_series(1, 4000) g;
+CREATE TABLE orphans (id integer) PARTITION BY LIST (id);
+CREATE TABLE referring (id integer PRIMARY KEY, wide bigint REFERENCES sales.wide DEFERRABLE, self integer REFERENCES referring);
+INSERT INTO referring SELECT g, 100 + 3 * g, CASE WHEN g > 1 THEN g - 1 END FROM generate_series(1, 100) g;
+CREATE TABLE nothing (); INSERT INTO nothing DEFAULT VALUES; INSERT INTO nothing DEFAULT VALUES;
+CREATE UNLOGGED TABLE scratch (id integer);
+CREATE SEQUENCE tickets AS smallint START 7 INCREMENT -1 MAXVALUE 10 MINVALUE -100 CACHE 5; SELECT nextval('tickets');
+CREATE FUNCTION total() RETURNS bigint LANGUAGE sql STABLE AS 'SELECT count(*) FROM public.parent';
+CREATE FUNCTION stamp() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.v := NEW.v || '!'; RETURN NEW; END $$;
+CREATE TRIGGER stamp BEFORE INSERT ON parent FOR EACH ROW EXECUTE FUNCTION stamp();
+CREATE VIEW seen AS SELECT id, v FROM sales.wide; CREATE RULE ignore AS ON DELETE TO seen DO INSTEAD NOTHING;
+CREATE MATERIALIZED VIEW counted AS SELECT total() AS n; CREATE UNIQUE INDEX counted_n ON counted (n);
+ALTER TABLE parent ENABLE ROW LEVEL SECURITY; CREATE POLICY own ON parent FOR SELECT TO reader USING (id < 10);
+ALTER TABLE sales.wide CLUSTER ON wide_expr;
+";
+
+/// The catalog as text, without oids: what pg_dump would say, by name.
+async fn catalog(client: &Client) -> Vec<String> {
+    client.batch_execute("SET search_path = pg_catalog").await.unwrap();
+    let rows = client
+        .query(
+            "SELECT x FROM (
+               SELECT 'index ' || i.indexrelid::regclass || ' ' || pg_get_indexdef(i.indexrelid) || i.indisvalid || i.indisclustered || i.indisreplident AS x, c.relnamespace
+               FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+               UNION ALL SELECT 'constraint ' || k.conrelid::regclass || ' ' || k.conname || ' ' || pg_get_constraintdef(k.oid) || k.convalidated, k.connamespace
+               FROM pg_constraint k WHERE k.conrelid <> 0 AND k.contype <> 'n'
+               UNION ALL SELECT 'trigger ' || tgrelid::regclass || ' ' || pg_get_triggerdef(t.oid), c.relnamespace FROM pg_trigger t JOIN pg_class c ON c.oid = tgrelid WHERE NOT tgisinternal
+               UNION ALL SELECT 'rule ' || pg_get_ruledef(r.oid), c.relnamespace FROM pg_rewrite r JOIN pg_class c ON c.oid = ev_class
+               UNION ALL SELECT 'policy ' || polname || pg_get_expr(polqual, polrelid), c.relnamespace FROM pg_policy JOIN pg_class c ON c.oid = polrelid
+               UNION ALL SELECT 'statistics ' || pg_get_statisticsobjdef(oid), stxnamespace FROM pg_statistic_ext
+               UNION ALL SELECT 'comment ' || (pg_identify_object(classoid, objoid, objsubid)).identity || ' ' || description, (SELECT oid FROM pg_namespace WHERE nspname = 'public')
+               FROM pg_description WHERE objoid >= 16384 AND classoid <> 'pg_extension'::regclass AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = classoid AND d.objid = objoid AND d.deptype = 'e')
+                 AND (pg_identify_object(classoid, objoid, objsubid)).identity !~ 'understudy'
+               UNION ALL SELECT 'relation ' || c.oid::regclass || ' ' || c.relkind || c.relpersistence || ' ' || pg_get_userbyid(relowner) || coalesce(relacl::text, '') || relrowsecurity, relnamespace
+               FROM pg_class c WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f')
+               UNION ALL SELECT 'column ' || attrelid::regclass || ' ' || attname || ' ' || format_type(atttypid, atttypmod) || ' ' || attnotnull || attidentity || attgenerated
+                 || coalesce((SELECT collname FROM pg_collation k WHERE k.oid = attcollation AND k.oid >= 16384), '') || coalesce(pg_get_expr(d.adbin, d.adrelid), ''), c.relnamespace
+               FROM pg_attribute a JOIN pg_class c ON c.oid = attrelid LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+               WHERE attnum > 0 AND NOT attisdropped AND c.relkind IN ('r', 'p', 'v', 'm')
+               UNION ALL SELECT 'parent ' || inhrelid::regclass || ' ' || inhparent::regclass || ' ' || coalesce(pg_get_expr(c.relpartbound, c.oid), ''), c.relnamespace FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid
+               UNION ALL SELECT 'schema ' || nspname || pg_get_userbyid(nspowner) || coalesce(nspacl::text, ''), oid FROM pg_namespace WHERE nspname <> 'public'
+               UNION ALL SELECT 'function ' || p.oid::regprocedure || md5(prosrc), pronamespace FROM pg_proc p WHERE NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
+               UNION ALL SELECT 'extension ' || extname, extnamespace FROM pg_extension
+             ) all_of_it JOIN pg_namespace n ON n.oid = relnamespace
+             WHERE n.nspname !~ '^(pg_|information_schema|understudy)' ORDER BY 1",
+            &[],
+        )
+        .await
+        .unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_of_a_database_is_copied() {
+    let (old, new) = (Server::start(15, ""), Server::start(18, ""));
+    let (owner, follower) = (old.create("world").await, new.create("world").await);
+    owner.batch_execute(WORLD).await.unwrap();
+    let mut spec = spec(&old, &new, "world");
+    spec.copy_workers = 4;
+    let repository = Repository::in_memory().unwrap();
+    let feed = start(&spec, Start::Copy, &repository);
+    streaming(&feed).await;
+    assert_equal(&owner, &follower, "after the copy").await;
+    let alerts: Vec<_> = repository.events(0, 1000, true).unwrap().into_iter().filter(|e| e.severity == Severity::Alert).collect();
+    assert!(alerts.is_empty(), "{alerts:?}");
+    let (left, right) = (catalog(&owner).await, catalog(&follower).await);
+    let differences: Vec<_> = left
+        .iter()
+        .filter(|line| !right.contains(line))
+        .map(|line| format!("owner only: {line}"))
+        .chain(right.iter().filter(|line| !left.contains(line)).map(|line| format!("follower only: {line}")))
+        .collect();
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+    assert!(left.len() > 80, "{}", left.len());
+    let member = "SELECT count(*) FROM pg_auth_members WHERE pg_get_userbyid(member) = 'writer' AND pg_get_userbyid(roleid) = 'reader'";
+    assert_eq!(count(&follower, member).await, 1);
+    let state = feed.state().copy;
+    assert!(state.done && state.tables_done == state.tables && state.seconds_left.is_none(), "{state:?}");
+    assert_eq!(state.rows as i64, 3000 + 50 + 70 + 4000 + 100 + 2, "{state:?}");
+    feed.stop().await;
+    cdc::disarm(&spec).await.unwrap();
+    for client in [&owner, &follower] {
+        assert_eq!(count(client, "SELECT count(*) FROM pg_namespace WHERE nspname = 'understudy'").await, 0);
+    }
+}
+
+/// A copy that is killed again and again, under writes, keeps what it has and ends equal.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_interrupted_copy_goes_on() {
+    let (old, new) = (Server::start(15, ""), Server::start(18, ""));
+    let (owner, mut follower) = (old.create("again").await, new.create("again").await);
+    owner
+        .batch_execute(
+            "CREATE TYPE mood AS ENUM ('a', 'b');
+             CREATE TABLE parted (id integer PRIMARY KEY, v text) PARTITION BY RANGE (id);
+             CREATE TABLE parted_1 PARTITION OF parted FOR VALUES FROM (0) TO (5000); CREATE TABLE parted_2 PARTITION OF parted FOR VALUES FROM (5000) TO (1000000);
+             INSERT INTO parted SELECT g, md5(g::text) FROM generate_series(1, 9000) g",
+        )
+        .await
+        .unwrap();
+    for table in 0..30 {
+        owner
+            .batch_execute(&format!(
+                "CREATE TABLE t{table} (id integer PRIMARY KEY, v text, m mood); CREATE INDEX ON t{table} (v);
+                 INSERT INTO t{table} SELECT g, repeat(md5(g::text), 10), 'a' FROM generate_series(1, 4000) g"
+            ))
+            .await
+            .unwrap();
+    }
+    let spec = spec(&old, &new, "again");
+    let repository = Repository::in_memory().unwrap();
+    let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
+    let writer = old.client("again").await;
+    let writing = tokio::spawn(async move {
+        let mut n = 0;
+        while stopped.try_recv().is_err() {
+            n += 1;
+            let t = n % 30;
+            let sql = format!(
+                "BEGIN; UPDATE t{t} SET v = 'w{n}' WHERE id = {}; DELETE FROM t{t} WHERE id = {}; INSERT INTO t{t} VALUES ({}, 'n', 'b');
+                 UPDATE parted SET id = id + 10000 WHERE id = {n}; COMMIT",
+                n % 4000 + 1,
+                (n * 7) % 4000 + 1,
+                10_000 + n
+            );
+            writer.batch_execute(&sql).await.unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(3)).await;
+        }
+    });
+    let parts = "SELECT count(*) FROM understudy.copy_part";
+    let mut kept = 0;
+    for round in 0..4_i64 {
+        let feed = start(&spec, Start::Copy, &repository);
+        eventually("copying some tables", async || {
+            assert!(!feed.is_streaming(), "the copy was over before it could be killed in round {round}");
+            let there: i64 = match follower.query_one("SELECT count(*) FROM pg_class WHERE relname = 'copy_part'", &[]).await {
+                Ok(row) if row.get::<_, i64>(0) > 0 => count(&follower, parts).await,
+                _ => 0,
+            };
+            there > kept + 3
+        })
+        .await;
+        drop(feed);
+        if round == 1 {
+            // Changes of the schema while nobody copies: some fit what is there, some do not.
+            owner
+                .batch_execute(
+                    "ALTER TABLE t0 ADD COLUMN extra integer DEFAULT 7; ALTER TABLE t29 ADD COLUMN extra integer DEFAULT 7;
+                     ALTER TABLE t28 ALTER COLUMN id TYPE bigint; CREATE TABLE born (id integer PRIMARY KEY); INSERT INTO born VALUES (1);
+                     ALTER TYPE mood ADD VALUE 'c'",
+                )
+                .await
+                .unwrap();
+            owner
+                .batch_execute("UPDATE t27 SET m = 'c' WHERE id % 10 = 0; TRUNCATE t26; INSERT INTO t26 VALUES (1, 'only', 'c')")
+                .await
+                .unwrap();
+        }
+        if round == 2 {
+            new.crash();
+            follower = new.client("again").await;
+        }
+        kept = count(&follower, parts).await;
+        assert!(kept > 3, "{kept} parts are kept in round {round}");
+    }
+    let feed = start(&spec, Start::Copy, &repository);
+    streaming(&feed).await;
+    stop.send(()).unwrap();
+    writing.await.unwrap();
+    eventually("releasing all tables", async || {
+        catch_up(&feed, &owner).await;
+        feed.state().held_tables.is_empty()
+    })
+    .await;
+    assert_equal(&owner, &follower, "after four interruptions").await;
+    assert_eq!(feed.state().findings, 0, "{:?}", feed.state());
+    let events = repository.events(0, 1000, false).unwrap();
+    assert!(events.iter().any(|event| event.message.contains("the tables that it had completed are kept")), "{events:?}");
+    assert!(!events.iter().any(|event| event.message.contains("it starts over")));
+    assert_eq!(count(&follower, "SELECT count(*) FROM pg_index WHERE indrelid::regclass::text ~ '^t[0-9]' AND indisvalid").await, 60);
+    feed.stop().await;
+    cdc::disarm(&spec).await.unwrap();
+    assert_eq!(cdc::leftovers(&spec.from).await.unwrap(), Vec::<String>::new());
+}
+
+/// Rows that the follower refuses do not stop the copy of the others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_cannot_be_copied_waits_for_a_person() {
+    let (old, new) = (Server::start(15, ""), Server::start(18, ""));
+    let (owner, follower) = (old.create("refused").await, new.create("refused").await);
+    owner
+        .batch_execute(
+            "CREATE ROLE lonely; CREATE TABLE named (id integer PRIMARY KEY, r regrole); INSERT INTO named VALUES (1, 'lonely'), (2, 'postgres');
+             CREATE TABLE plain (id integer PRIMARY KEY); INSERT INTO plain VALUES (1);
+             CREATE TABLE doubled (id integer, v text); INSERT INTO doubled VALUES (1, 'a'), (1, 'b')",
+        )
+        .await
+        .unwrap();
+    let spec = spec(&old, &new, "refused");
+    let repository = Repository::in_memory().unwrap();
+    let feed = start(&spec, Start::Copy, &repository);
+    streaming(&feed).await;
+    assert_eq!(feed.state().held_tables, ["public.named"]);
+    owner
+        .batch_execute("INSERT INTO plain VALUES (2); INSERT INTO named VALUES (3, 'postgres'); UPDATE named SET id = 4 WHERE id = 1")
+        .await
+        .unwrap();
+    catch_up(&feed, &owner).await;
+    assert_eq!(count(&follower, "SELECT count(*) FROM plain").await, 2);
+    let proposals = repository.proposals(None).unwrap();
+    let waiting = proposals.iter().find(|proposal| proposal.state == ProposalState::Pending).unwrap();
+    assert!(waiting.draft.change.contains("public.named could not be copied"), "{}", waiting.draft.change);
+    feed.approve(waiting, Some("CREATE ROLE lonely"), "test").await.unwrap();
+    eventually("copying it again", async || feed.state().held_tables.is_empty()).await;
+    catch_up(&feed, &owner).await;
+    assert_equal(&owner, &follower, "after the approval").await;
+    feed.stop().await;
+    cdc::disarm(&spec).await.unwrap();
+}
+
+/// A table that the owner rewrites or empties behind the snapshot looks empty to it: its rows must not be lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_owner_rewrites_during_the_copy_is_not_lost() {
+    let (old, new) = (Server::start(15, ""), Server::start(18, ""));
+    let (owner, follower) = (old.create("rewritten").await, new.create("rewritten").await);
+    let mut ddl =
+        "CREATE TABLE big (id integer PRIMARY KEY, v text); INSERT INTO big SELECT g, repeat('x', 1500) FROM generate_series(1, 40000) g;"
+            .to_owned();
+    for table in 0..6 {
+        ddl.push_str(&format!("CREATE TABLE small{table} (id integer PRIMARY KEY, v integer); INSERT INTO small{table} SELECT g, g FROM generate_series(1, 1000) g;"));
+    }
+    owner.batch_execute(&ddl).await.unwrap();
+    let mut spec = spec(&old, &new, "rewritten");
+    // One worker: the small ones come behind the big one.
+    spec.copy_workers = 1;
+    let repository = Repository::in_memory().unwrap();
+    let feed = start(&spec, Start::Copy, &repository);
+    eventually("copying", async || feed.state().copy.rows > 0).await;
+    owner
+        .batch_execute(
+            "ALTER TABLE small0 ALTER COLUMN v TYPE bigint; TRUNCATE small1; ALTER TABLE small2 ADD COLUMN w float DEFAULT random();
+             ALTER TABLE small3 RENAME COLUMN v TO value; UPDATE small4 SET v = v + 1; CLUSTER small5 USING small5_pkey",
+        )
+        .await
+        .unwrap();
+    streaming(&feed).await;
+    eventually("releasing all tables", async || {
+        catch_up(&feed, &owner).await;
+        feed.state().held_tables.is_empty()
+    })
+    .await;
+    assert_equal(&owner, &follower, "after the rewrites").await;
+    assert_eq!(feed.state().findings, 0, "{:?}", feed.state());
+    feed.stop().await;
+    cdc::disarm(&spec).await.unwrap();
+}
