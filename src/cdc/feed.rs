@@ -60,6 +60,8 @@ pub enum Start {
 pub struct Fault {
     /// The applier silently drops one insert or update of a keyed table, and clears the flag.
     pub lose_change: Arc<AtomicBool>,
+    /// The spool for unfinished transactions counts as full once, and clears the flag.
+    pub spool_full: Arc<AtomicBool>,
 }
 
 /// One direction of one shadow. Clones share it; when the last is dropped, the task ends.

@@ -37,6 +37,7 @@ mod sequences;
 mod session;
 mod sets;
 mod shared;
+mod spool;
 mod stream;
 
 pub use error::{CdcError, describe};
