@@ -209,3 +209,41 @@ async fn a_backlog_is_folded_and_differences_are_named() {
     feed.stop().await;
     cdc::disarm(&spec).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failover_that_lost_commits_is_noticed() {
+    let (old, new) = (Server::start(15, ""), Server::start(18, ""));
+    let (owner, follower) = (old.create("moved").await, new.create("moved").await);
+    run(&owner, "CREATE TABLE t (id integer PRIMARY KEY)").await;
+    let spec = spec(&old, &new, "moved");
+    let repository = Repository::in_memory().unwrap();
+    let mut feed = start(&spec, Start::Copy, &repository, &Fault::default());
+    streaming(&feed).await;
+    run(&owner, "INSERT INTO t VALUES (1)").await;
+    catch_up(&feed, &owner).await;
+    drop(owner);
+    // Nothing was lost: the feed goes on, and says so.
+    old.fail_over(false);
+    let owner = old.client("moved").await;
+    run(&owner, "INSERT INTO t VALUES (2)").await;
+    eventually("going on", async || digest(&follower, "t").await.0 == 2).await;
+    assert!(repository.events(0, 50, false).unwrap().iter().any(|event| event.message.contains("the owner failed over")));
+    drop(owner);
+    // The newest commit was not there yet where the server is promoted; the new owner soon is further on than the follower.
+    old.stop_and_keep();
+    old.start_again();
+    let owner = old.client("moved").await;
+    run(&owner, "INSERT INTO t VALUES (3)").await;
+    eventually("going on", async || digest(&follower, "t").await.0 == 3).await;
+    drop(owner);
+    feed.stop().await;
+    old.fail_over(true);
+    let owner = old.client("moved").await;
+    run(&owner, "INSERT INTO t SELECT generate_series(10, 10000)").await;
+    feed = start(&spec, Start::Resume, &repository, &Fault::default());
+    eventually("noticing what was lost", async || feed.state().state.starts_with("failed")).await;
+    let state = feed.state().state;
+    assert!(state.contains("failed over (timeline 3 after 2)") && state.contains("must be copied again"), "{state}");
+    assert_eq!(digest(&follower, "t").await.0, 3);
+    feed.stop().await;
+}

@@ -43,17 +43,16 @@ CREATE TABLE IF NOT EXISTS understudy.deferred (
     id bigserial PRIMARY KEY, feed text NOT NULL, proposal bigint NOT NULL, statements text[] NOT NULL);
 CREATE TABLE IF NOT EXISTS understudy.copied_table (
     id bigserial PRIMARY KEY, feed text NOT NULL, kind text NOT NULL, ident text NOT NULL);
+CREATE TABLE IF NOT EXISTS understudy.owner (feed text PRIMARY KEY, system text NOT NULL, timeline integer NOT NULL);
 ";
 
 /// The tables that hold something per feed.
-const PER_FEED: &[&str] = &["progress", "confirmed", "spool", "held_table", "deferred", "copied_table"];
+const PER_FEED: &[&str] = &["progress", "confirmed", "spool", "held_table", "deferred", "copied_table", "owner"];
 
 /// Makes the schema `understudy` on the follower; safe to repeat.
 pub(super) async fn target_tables(client: &Client) -> Result<(), CdcError> {
-    let there = client
-        .query_one("SELECT to_regclass('understudy.copied_table') IS NOT NULL", &[])
-        .await
-        .attempt("look for the schema understudy")?;
+    let there =
+        client.query_one("SELECT to_regclass('understudy.owner') IS NOT NULL", &[]).await.attempt("look for the schema understudy")?;
     if there.get(0) {
         return Ok(());
     }
@@ -309,10 +308,8 @@ pub async fn disarm(spec: &FeedSpec) -> Result<(), CdcError> {
     drop_schema_if_unused(&owner).await?;
     let follower = session::connect(&spec.to, "feed removal").await?;
     follower.batch_execute("SET default_transaction_read_only = off").await.attempt("set up a session")?;
-    let there = follower
-        .query_one("SELECT to_regclass('understudy.copied_table') IS NOT NULL", &[])
-        .await
-        .attempt("look for the schema understudy")?;
+    let there =
+        follower.query_one("SELECT to_regclass('understudy.owner') IS NOT NULL", &[]).await.attempt("look for the schema understudy")?;
     if there.get(0) {
         forget(&follower, &feed).await?;
     }
@@ -322,7 +319,7 @@ pub async fn disarm(spec: &FeedSpec) -> Result<(), CdcError> {
 /// Drops our tables when no feed has anything in them, and the schema when nothing is left in it.
 async fn drop_schema_if_unused(client: &Client) -> Result<(), CdcError> {
     let tables = client
-        .query_one("SELECT to_regclass('understudy.copied_table') IS NOT NULL", &[])
+        .query_one("SELECT to_regclass('understudy.owner') IS NOT NULL", &[])
         .await
         .attempt("look for the schema understudy")?
         .get::<_, bool>(0);

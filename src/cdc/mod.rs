@@ -28,6 +28,7 @@ mod fold;
 mod held;
 mod install;
 mod names;
+mod owner;
 pub mod pg_dump;
 pub mod pgoutput;
 mod plan;
