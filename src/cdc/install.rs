@@ -48,17 +48,18 @@ CREATE TABLE IF NOT EXISTS understudy.copy_part (
     PRIMARY KEY (feed, schema_name, table_name, part));
 CREATE TABLE IF NOT EXISTS understudy.copy_schema (feed text PRIMARY KEY, post_data text NOT NULL);
 CREATE TABLE IF NOT EXISTS understudy.copy_step (feed text NOT NULL, entry integer NOT NULL, PRIMARY KEY (feed, entry));
+CREATE TABLE IF NOT EXISTS understudy.owner (feed text PRIMARY KEY, system text NOT NULL, timeline integer NOT NULL);
 ";
 
 /// The tables that hold something per feed.
 const PER_FEED: &[&str] =
-    &["progress", "confirmed", "spool", "held_table", "deferred", "copied_table", "copy_part", "copy_schema", "copy_step"];
+    &["progress", "confirmed", "spool", "held_table", "deferred", "copied_table", "copy_part", "copy_schema", "copy_step", "owner"];
 
 /// Makes the schema `understudy` on the follower; safe to repeat.
 pub(super) async fn target_tables(client: &Client) -> Result<(), CdcError> {
     let there = client
         // The newest of them: an earlier version of ours may have made only some.
-        .query_one("SELECT to_regclass('understudy.copy_step') IS NOT NULL", &[])
+        .query_one("SELECT to_regclass('understudy.owner') IS NOT NULL", &[])
         .await
         .attempt("look for the schema understudy")?;
     if there.get(0) {
@@ -316,10 +317,8 @@ pub async fn disarm(spec: &FeedSpec) -> Result<(), CdcError> {
     drop_schema_if_unused(&owner).await?;
     let follower = session::connect(&spec.to, "feed removal").await?;
     follower.batch_execute("SET default_transaction_read_only = off").await.attempt("set up a session")?;
-    let there = follower
-        .query_one("SELECT to_regclass('understudy.copied_table') IS NOT NULL", &[])
-        .await
-        .attempt("look for the schema understudy")?;
+    let there =
+        follower.query_one("SELECT to_regclass('understudy.progress') IS NOT NULL", &[]).await.attempt("look for the schema understudy")?;
     if there.get(0) {
         target_tables(&follower).await?;
         forget(&follower, &feed).await?;
@@ -330,7 +329,7 @@ pub async fn disarm(spec: &FeedSpec) -> Result<(), CdcError> {
 /// Drops our tables when no feed has anything in them, and the schema when nothing is left in it.
 async fn drop_schema_if_unused(client: &Client) -> Result<(), CdcError> {
     let tables = client
-        .query_one("SELECT to_regclass('understudy.copied_table') IS NOT NULL", &[])
+        .query_one("SELECT to_regclass('understudy.owner') IS NOT NULL", &[])
         .await
         .attempt("look for the schema understudy")?
         .get::<_, bool>(0);

@@ -31,6 +31,7 @@ mod fold;
 mod held;
 mod install;
 mod names;
+mod owner;
 pub mod pg_dump;
 pub mod pgoutput;
 mod plan;
@@ -41,6 +42,7 @@ mod sequences;
 mod session;
 mod sets;
 mod shared;
+mod spool;
 mod stream;
 
 pub use error::{CdcError, describe};

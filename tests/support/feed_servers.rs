@@ -85,6 +85,35 @@ impl Server {
         self.boot();
     }
 
+    /// Stops it and keeps a copy of its files as they are now.
+    #[allow(dead_code)]
+    pub fn stop_and_keep(&self) {
+        run(&self.bin.join("pg_ctl"), &["-w", "-D", &self.data(), "-m", "fast", "stop"]);
+        let kept = self.folder.join("kept");
+        run(Path::new("/bin/cp"), &["-a", &self.data(), kept.to_str().unwrap()]);
+    }
+
+    /// Starts it again.
+    #[allow(dead_code)]
+    pub fn start_again(&self) {
+        self.boot();
+    }
+
+    /// A failover: it goes on as a standby that was promoted, from the files that were kept or from its own.
+    #[allow(dead_code)]
+    pub fn fail_over(&self, kept: bool) {
+        let data = self.data();
+        run(&self.bin.join("pg_ctl"), &["-w", "-D", &data, "-m", "fast", "stop"]);
+        if kept {
+            run(Path::new("/bin/rm"), &["-rf", &data]);
+            run(Path::new("/bin/cp"), &["-a", self.folder.join("kept").to_str().unwrap(), &data]);
+        }
+        run(Path::new("/usr/bin/touch"), &[&format!("{data}/standby.signal")]);
+        self.boot();
+        let promoted = run(&self.bin.join("pg_ctl"), &["-w", "-D", &data, "promote"]);
+        assert!(promoted.status.success(), "{}", String::from_utf8_lossy(&promoted.stderr));
+    }
+
     pub fn url(&self, database: &str) -> ServerUrl {
         ServerUrl::parse(&format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)).unwrap()
     }
