@@ -5,7 +5,7 @@ use super::{
     applier::{Applier, Command, StartPoint},
     chores, copy,
     error::Attempt,
-    install, owner as identity, session,
+    guard, install, owner as identity, session,
     shared::{Phase, Shared, lock},
     stream,
 };
@@ -328,6 +328,7 @@ async fn supervise(shared: Arc<Shared>, start: Start, mut commands: mpsc::Receiv
     };
     tokio::select! {
         () = work => {}
+        () = guard::watch(&shared) => {}
         // A sender that is gone means that the feed was dropped.
         _ = stopped.wait_for(|stop| *stop) => {}
     }
