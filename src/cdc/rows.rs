@@ -31,6 +31,10 @@ const CHANGE_BYTES: usize = 128;
 /// Changes in a batch from which it is folded. Fewer go out one by one, in the shortest time.
 const FOLD_CHANGES_MIN: usize = 48;
 
+/// Bytes of a batch up to which it is folded: a batch is larger only through a single huge row, whose array (each character
+/// perhaps escaped) could exceed the 1 GB that the server takes.
+const FOLD_BYTES_MAX: usize = 16 << 20;
+
 /// Changes that go out one by one in one go, so that few are done again carefully when one of them is not as expected.
 const CAREFUL_CHANGES_MAX: usize = 512;
 
@@ -268,8 +272,8 @@ impl Applier {
             return Ok(());
         }
         let batch = std::mem::take(&mut group.batch);
-        group.batch_bytes = 0;
-        if batch.len() >= FOLD_CHANGES_MIN {
+        let bytes = std::mem::take(&mut group.batch_bytes);
+        if batch.len() >= FOLD_CHANGES_MIN && bytes <= FOLD_BYTES_MAX {
             let folded = fold(&batch, |relation| self.plans.get(&relation).cloned());
             if let Ok(steps) = folded
                 && self.send(group, &batch, &steps).await?
@@ -279,7 +283,8 @@ impl Applier {
         }
         for part in batch.chunks(CAREFUL_CHANGES_MAX) {
             let steps: Vec<Step> = (0..part.len()).map(Step::One).collect();
-            if !self.send(group, part, &steps).await? {
+            // A table that was set aside by the part before keeps its order: what is left of it goes behind its spool.
+            if self.concerns_held(part)? || !self.send(group, part, &steps).await? {
                 self.begin(group).await?;
                 for pending in part {
                     self.one_by_one(group, pending).await?;
@@ -287,6 +292,20 @@ impl Applier {
             }
         }
         Ok(())
+    }
+
+    fn concerns_held(&self, part: &[Pending]) -> Result<bool, CdcError> {
+        if lock(&self.shared.held).is_empty() {
+            return Ok(false);
+        }
+        let relations: HashSet<u32> = part.iter().filter_map(Pending::relation).collect();
+        for relation in relations {
+            let table = self.table_of(relation)?;
+            if lock(&self.shared.held).contains_key(&table) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Sends steps in one go; `false`: something was not as expected, and all of them are undone.
