@@ -195,6 +195,22 @@ async fn a_backlog_is_folded_and_differences_are_named() {
         assert!(state.finding_examples.iter().any(|example| example.contains(key)), "{state:?}");
     }
     assert_eq!(digest(&follower, "seen").await.0, 150, "each change of a watched table is seen");
+    // A table that stops fitting in the middle of a backlog: what is left of it waits in order, the others go on.
+    feed.stop().await;
+    run(&follower, "ALTER TABLE log ADD CONSTRAINT small CHECK (at < 3000)").await;
+    for part in [1000, 2500, 3500, 1500] {
+        run(&owner, &format!("INSERT INTO log SELECT {part} + g, 'x' FROM generate_series(0, 899) g; UPDATE ONLY t SET w = w + 1")).await;
+    }
+    run(&owner, "UPDATE log SET v = 'y' WHERE at = 1100").await;
+    let feed = start(&spec, Start::Resume, &repository, &fault);
+    catch_up(&feed, &owner).await;
+    assert_eq!(feed.state().held_tables, ["public.log"]);
+    assert_equal(&owner, &follower, &["ONLY t"]).await;
+    let proposal = repository.proposals(None).unwrap().into_iter().find(|proposal| proposal.draft.kind == "held_table").unwrap();
+    feed.approve(&proposal, Some("ALTER TABLE log DROP CONSTRAINT small"), "test").await.unwrap();
+    catch_up(&feed, &owner).await;
+    assert_equal(&owner, &follower, &tables).await;
+    assert_eq!(feed.state().held_tables.len(), 0);
     // Without differences nothing is found.
     feed.stop().await;
     run(

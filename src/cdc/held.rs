@@ -4,11 +4,12 @@
 use super::{
     CdcError,
     applier::{Applier, BEGIN, Command, Group},
+    batch::Pending,
     error::{Attempt, Blame, blame, describe},
     names::qualified,
     pgoutput::{Message, encode_truncate},
     plan::Plan,
-    rows::{Outcome, Pending},
+    rows::Outcome,
     session,
     shared::{Held, HeldState, TableName, lock},
 };

@@ -19,6 +19,7 @@
 //! "Logical Replication Message Formats"; `src/backend/replication/{walsender,pgoutput,logical}`.
 
 mod applier;
+mod batch;
 mod chores;
 mod copy;
 mod copy_plan;
