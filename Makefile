@@ -10,7 +10,7 @@ export PROPTEST_CASES ?= 64
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: ## install what is missing for the tests (Debian packages, PostgreSQL 14 to 18)
+setup: ## install what is missing for the tests (Debian packages, PostgreSQL 13 to 18)
 	@scripts/setup
 
 setup-demo:

@@ -68,6 +68,8 @@ CREATE VIEW seen AS SELECT id, v FROM sales.wide; CREATE RULE ignore AS ON DELET
 CREATE MATERIALIZED VIEW counted AS SELECT total() AS n; CREATE UNIQUE INDEX counted_n ON counted (n);
 ALTER TABLE parent ENABLE ROW LEVEL SECURITY; CREATE POLICY own ON parent FOR SELECT TO reader USING (id < 10);
 ALTER TABLE sales.wide CLUSTER ON wide_plain;
+SELECT lo_from_bytea(70001, 'small'), lo_from_bytea(70002, decode(repeat('00ff10', 3000000), 'hex')), lo_from_bytea(70003, '');
+ALTER LARGE OBJECT 70001 OWNER TO writer;
 ";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -84,6 +86,10 @@ async fn everything_of_a_database_is_copied() {
     let alerts: Vec<_> = repository.events(0, 1000, true).unwrap().into_iter().filter(|e| e.severity == Severity::Alert).collect();
     assert!(alerts.is_empty(), "{alerts:?}");
     assert!(assert_same_catalog(&owner, &follower, "after the copy").await > 80);
+    let objects = "SELECT string_agg(concat_ws(' ', oid, pg_get_userbyid(lomowner), length(lo_get(oid)), md5(lo_get(oid))), ',' ORDER BY oid) FROM pg_largeobject_metadata";
+    let (left, right) = (owner.query_one(objects, &[]).await.unwrap(), follower.query_one(objects, &[]).await.unwrap());
+    assert_eq!(left.get::<_, &str>(0), right.get::<_, &str>(0));
+    assert!(left.get::<_, &str>(0).starts_with("70001 writer 5 "));
     let member = "SELECT count(*) FROM pg_auth_members WHERE pg_get_userbyid(member) = 'writer' AND pg_get_userbyid(roleid) = 'reader'";
     assert_eq!(count(&follower, member).await, 1);
     let state = feed.state().copy;
@@ -255,6 +261,92 @@ async fn what_the_owner_rewrites_during_the_copy_is_not_lost() {
     released(&feed, &owner, &repository).await;
     assert_equal(&owner, &follower, "after the rewrites").await;
     assert_eq!(feed.state().findings, 0, "{:?}", feed.state());
+    feed.stop().await;
+    cdc::disarm(&spec).await.unwrap();
+}
+
+/// What a process that was killed and never came back has left is listed and taken away; what a feed uses is not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leftovers_are_listed_and_removed() {
+    let (old, new) = (Server::start(15, ""), Server::start(18, ""));
+    let (owner, follower) = (old.create("remains").await, new.create("remains").await);
+    owner.batch_execute("CREATE TABLE t (id integer PRIMARY KEY); INSERT INTO t VALUES (1)").await.unwrap();
+    let spec = spec(&old, &new, "remains");
+    let repository = Repository::in_memory().unwrap();
+    let feed = start(&spec, Start::Copy, &repository);
+    streaming(&feed).await;
+    let name = cdc::feed_name(&spec);
+    // In use, and then only known to be wanted: neither is touched.
+    assert_eq!(cdc::leftovers::remove(&spec.from, "other", &[]).await.unwrap(), vec![]);
+    drop(feed);
+    assert_eq!(cdc::leftovers::remove(&spec.from, "remains", std::slice::from_ref(&name)).await.unwrap(), vec![]);
+    assert_eq!(cdc::leftovers::remove(&spec.to, "remains", std::slice::from_ref(&name)).await.unwrap(), vec![]);
+    let feed = start(&spec, Start::Resume, &repository);
+    streaming(&feed).await;
+    owner.batch_execute("INSERT INTO t VALUES (2)").await.unwrap();
+    catch_up(&feed, &owner).await;
+    drop(feed);
+    eventually("letting go of the slot", async || !cdc::leftovers::list(&spec.from).await.unwrap().iter().any(|leftover| leftover.active))
+        .await;
+    let removed = cdc::leftovers::remove(&spec.from, "remains", &[]).await.unwrap();
+    let kinds: Vec<&str> = removed.iter().map(|leftover| leftover.kind.as_str()).collect();
+    assert_eq!(kinds, ["event trigger", "event trigger", "event trigger", "publication", "replication slot", "schema"]);
+    cdc::leftovers::remove(&spec.to, "remains", &[]).await.unwrap();
+    for url in [&spec.from, &spec.to] {
+        assert_eq!(cdc::leftovers::list(url).await.unwrap(), vec![]);
+        assert_eq!(cdc::leftovers::remove(url, "remains", &[]).await.unwrap(), vec![]);
+    }
+    assert_equal(&owner, &follower, "after all of ours is gone").await;
+}
+
+/// A database that nobody writes to does not hold back the WAL that others on its server write.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_database_holds_nothing_back() {
+    let (old, new) = (Server::start(15, ""), Server::start(18, ""));
+    let (owner, busy) = (old.create("idle").await, old.create("busy").await);
+    new.create("idle").await;
+    owner.batch_execute("CREATE TABLE t (id integer PRIMARY KEY)").await.unwrap();
+    let spec = spec(&old, &new, "idle");
+    let repository = Repository::in_memory().unwrap();
+    let feed = start(&spec, Start::Copy, &repository);
+    streaming(&feed).await;
+    busy.batch_execute("CREATE TABLE b AS SELECT g, repeat('x', 100) FROM generate_series(1, 50000) g").await.unwrap();
+    let target = play::position(&busy).await;
+    eventually("moving the slot of an idle database", async || {
+        let sql = "SELECT count(*) FROM pg_replication_slots WHERE confirmed_flush_lsn >= $1::text::pg_lsn";
+        owner.query_one(sql, &[&target.to_string()]).await.unwrap().get::<_, i64>(0) == 1
+    })
+    .await;
+    feed.stop().await;
+    cdc::disarm(&spec).await.unwrap();
+}
+
+/// 13 has no logical messages: it can follow, and is told why it cannot be followed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thirteen_can_follow_only() {
+    let (old, new) = (Server::start(13, ""), Server::start(15, ""));
+    let (thirteen, fifteen) = (old.create("thirteen").await, new.create("thirteen").await);
+    let repository = Repository::in_memory().unwrap();
+    let refused = start(&spec(&old, &new, "thirteen"), Start::Copy, &repository);
+    eventually("refusing", async || refused.state().state.starts_with("failed")).await;
+    assert!(refused.state().state.contains("upgrade it to 14 first"), "{}", refused.state().state);
+    refused.stop().await;
+    fifteen
+        .batch_execute(
+            "CREATE TABLE t (id integer PRIMARY KEY, v text, n numeric, a integer[], j jsonb, d date);
+             INSERT INTO t SELECT g, md5(g::text), g / 7.0, ARRAY[g, NULL], jsonb_build_object('g', g), '2020-01-01' FROM generate_series(1, 3000) g",
+        )
+        .await
+        .unwrap();
+    let spec = spec(&new, &old, "thirteen");
+    let feed = start(&spec, Start::Copy, &repository);
+    streaming(&feed).await;
+    fifteen
+        .batch_execute("UPDATE t SET v = v || 'x' WHERE id % 3 = 0; ALTER TABLE t ADD COLUMN w timestamptz DEFAULT now(); INSERT INTO t (id) VALUES (0); DELETE FROM t WHERE id % 5 = 0")
+        .await
+        .unwrap();
+    released(&feed, &fifteen, &repository).await;
+    assert_equal(&fifteen, &thirteen, "on 13").await;
     feed.stop().await;
     cdc::disarm(&spec).await.unwrap();
 }

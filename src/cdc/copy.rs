@@ -10,7 +10,7 @@
 //! Functions", "Logical Replication Architecture: Initial Snapshot".
 
 use super::{
-    CdcError, copy_plan,
+    CdcError, copy_objects, copy_plan,
     copy_rows::{self, Left, LeftOut},
     copy_schema,
     dump::{self, Section},
@@ -75,6 +75,7 @@ pub(super) async fn run(shared: &Shared) -> Result<(), CdcError> {
             return Ok(());
         }
         Some(("loading", position)) if ends.slot_holds(session::lsn(position)?).await? => {
+            copy_rows::end_predecessors(&ends.follower).await?;
             shared.set_phase(Phase::Copying);
             shared.copy.reset();
             let consistent = session::lsn(position)?;
@@ -85,6 +86,7 @@ pub(super) async fn run(shared: &Shared) -> Result<(), CdcError> {
             shared.set_phase(Phase::Copying);
             shared.copy.reset();
             if stored.is_some() {
+                copy_rows::end_predecessors(&ends.follower).await?;
                 clean(shared, &ends.follower).await?;
             }
             ends.begin().await?
@@ -147,6 +149,7 @@ impl Ends<'_> {
             dump::run(&pg_dump, &spec.from, Section::PostData, &snapshot),
         )
         .await?;
+        copy_objects::copy(shared, &keeper, follower).await?;
         shared.adapter.baseline(&keeper).await?;
         copy_schema::restore(shared, &dump::fit(&first, versions.1), &dump::fit(&second, versions.1), consistent).await?;
         let plan = copy_plan::make(&keeper, feed, *versions, spec.copy_workers, &BTreeSet::new()).await?;
@@ -459,19 +462,13 @@ pub(super) async fn import(shared: &Shared, snapshot: &str, role: &str) -> Resul
 async fn warn_of_what_stays_behind(shared: &Shared, keeper: &Client) -> Result<(), CdcError> {
     let row = keeper
         .query_one(
-            "SELECT (SELECT count(*) FROM pg_largeobject_metadata),
-                    (SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-                     WHERE c.relkind = 'r' AND c.relpersistence = 'u' AND n.nspname !~ '^pg_')",
+            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE c.relkind = 'r' AND c.relpersistence = 'u' AND n.nspname !~ '^pg_'",
             &[],
         )
         .await
         .attempt("look for what is not replicated")?;
-    let (objects, unlogged): (i64, i64) = (row.get(0), row.get(1));
-    if objects > 0 {
-        let message = "large objects are not carried by logical replication and were not copied: move them to bytea columns, or copy \
-                       them by hand at the cutover";
-        shared.event(Severity::Warning, message, serde_json::json!({"large_objects": objects}));
-    }
+    let unlogged: i64 = row.get(0);
     if unlogged > 0 {
         let message = "rows of unlogged tables are not in the change stream and were not copied: the tables exist on the follower, empty";
         shared.event(Severity::Warning, message, serde_json::json!({"tables": unlogged}));
