@@ -18,7 +18,7 @@ use bytes::{Bytes, BytesMut};
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// Prepared statements remembered per session, so that they can be prepared again elsewhere; beyond it a session counts as
@@ -74,7 +74,7 @@ pub struct Executed {
 #[derive(Debug)]
 pub struct Cycle {
     /// When its last message was taken from the client.
-    pub sent: Instant,
+    sent: Option<Instant>,
     /// A Query or FunctionCall: its ReadyForQuery needs no Sync.
     simple: bool,
     /// Has messages of the extended protocol: an error in it makes the server skip to the next Sync.
@@ -108,9 +108,14 @@ pub struct Cycle {
 }
 
 impl Cycle {
+    /// How long ago its last message was taken from the client.
+    pub fn latency(&self) -> Duration {
+        self.sent.map_or(Duration::ZERO, |sent| sent.elapsed())
+    }
+
     fn new() -> Self {
         Cycle {
-            sent: Instant::now(),
+            sent: None,
             simple: false,
             extended: false,
             complete: false,
@@ -304,7 +309,7 @@ impl Conversation {
             b'Q' | b'F' => {
                 let cycle = self.open();
                 (cycle.wrote, cycle.opaque, cycle.simple, cycle.complete) = (true, true, true, true);
-                cycle.sent = Instant::now();
+                cycle.sent = Some(Instant::now());
                 self.batch_open = false;
             }
             _ => {
@@ -366,12 +371,13 @@ impl Conversation {
                     cycle.executed.push(Executed { operation, class, tags: Vec::new() });
                 }
                 (cycle.simple, cycle.complete) = (true, true);
-                cycle.sent = Instant::now();
+                cycle.sent = Some(Instant::now());
                 self.batch_open = false;
             }
             b'F' => {
                 let cycle = self.open();
                 (cycle.wrote, cycle.opaque, cycle.simple, cycle.complete) = (true, true, true, true);
+                cycle.sent = Some(Instant::now());
                 self.batch_open = false;
             }
             b'P' => self.parse(body, classifier),
@@ -404,7 +410,7 @@ impl Conversation {
             b'S' => {
                 let cycle = self.open();
                 cycle.complete = true;
-                cycle.sent = Instant::now();
+                cycle.sent = Some(Instant::now());
                 self.batch_open = false;
             }
             b'c' | b'f' => (self.copy_in, self.data_wanted) = (false, false),

@@ -29,7 +29,6 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::Notify,
 };
 
 /// The database name that is the console.
@@ -70,7 +69,6 @@ pub struct FrontDoor {
     arriving: AtomicUsize,
     next_id: AtomicU64,
     closing: AtomicBool,
-    stop: Notify,
     secrets: RandomState,
     pub(super) threads: Threads,
 }
@@ -88,40 +86,32 @@ impl FrontDoor {
             arriving: AtomicUsize::new(0),
             next_id: AtomicU64::new(1),
             closing: AtomicBool::new(false),
-            stop: Notify::new(),
             secrets: RandomState::new(),
             threads: Threads::start(),
         })
     }
 
-    /// Accepts until [`FrontDoor::close`].
+    /// Accepts until its task is aborted. While the door closes, who comes is told so: the socket lives on for a successor,
+    /// and a connection that nobody accepts would wait for its answer.
     pub async fn listen(self: Arc<Self>, listener: TcpListener) {
         loop {
-            let stopped = self.stop.notified();
-            if self.closing.load(Ordering::SeqCst) {
-                return;
-            }
-            tokio::select! {
-                () = stopped => {}
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, peer)) => {
-                        self.arriving.fetch_add(1, Ordering::SeqCst);
-                        tokio::spawn(self.clone().admit(stream, peer));
-                    }
-                    Err(error) => {
-                        // out of file descriptors, usually: let some connections end before trying again
-                        tracing::warn!(%error, "cannot accept a connection");
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                    }
+            match listener.accept().await {
+                Ok((stream, peer)) => {
+                    self.arriving.fetch_add(1, Ordering::SeqCst);
+                    tokio::spawn(self.clone().admit(stream, peer));
+                }
+                Err(error) => {
+                    // out of file descriptors, usually: let some connections end before trying again
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
                 }
             }
         }
     }
 
-    /// Stops accepting; idle sessions are asked to end by `stop`.
+    /// Lets nobody in any more; sessions end at their next boundary.
     pub fn close(&self) {
         self.closing.store(true, Ordering::SeqCst);
-        self.stop.notify_waiters();
         for database in self.databases.load().values() {
             database.post_all();
         }

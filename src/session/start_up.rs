@@ -123,7 +123,7 @@ async fn serve(
     let parameters = client.parameters.iter().filter(|(name, _)| !own(name)).cloned().collect();
     let identity = Arc::new(Identity { user: info.user.clone(), parameters });
     let relay = Relay::new(door.clone(), database.clone(), info, identity, client.stream, from_client, server, cancel);
-    door.threads.run(relay.run()).await;
+    let _ = door.threads.spawn(relay.run()).await; // an error: the session has panicked, which ends it too
 }
 
 /// Relays until the first ReadyForQuery. `None`: one side went away, and the other has been told what there was to tell.
