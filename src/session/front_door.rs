@@ -153,8 +153,10 @@ impl FrontDoor {
         };
         match startup {
             Startup::Cancel { pid, key } => {
-                drop(stream);
+                // what is not read would make the close a reset
+                let read = stream.read_exact(&mut vec![0; raw_len]).await;
                 self.cancel(pid, key).await;
+                drop((read, stream)); // not before: drivers take the close for "done", and a late cancel would hit their next statement
             }
             Startup::Parameters { version, parameters } => {
                 let find = |name: &[u8]| parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
