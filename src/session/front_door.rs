@@ -148,15 +148,24 @@ impl FrontDoor {
         };
         match startup {
             Startup::Cancel { pid, key } => {
-                drop(stream);
+                // what is not read would make the close a reset
+                let read = stream.read_exact(&mut vec![0; raw_len]).await;
                 self.cancel(pid, key).await;
+                drop((read, stream)); // not before: drivers take the close for "done", and a late cancel would hit their next statement
             }
             Startup::Parameters { version, parameters } => {
                 let find = |name: &[u8]| parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
                 let Some(user) = find(b"user").filter(|user| !user.is_empty()) else {
                     return refuse(&mut stream, "28000", "no PostgreSQL user name specified in startup packet", None).await;
                 };
-                let name = find(b"database").filter(|name| !name.is_empty()).unwrap_or_else(|| user.clone());
+                let mut name = find(b"database").filter(|name| !name.is_empty()).unwrap_or_else(|| user.clone());
+                // a physical replication connection names no database: pg_basebackup says "replication"
+                if &name[..] == b"replication" && find(b"replication").is_some_and(|value| start_up::replicates(&value)) {
+                    let databases = self.databases.load();
+                    if let (1, Some(only)) = (databases.len(), databases.keys().next()) {
+                        name = Bytes::copy_from_slice(only.as_bytes());
+                    }
+                }
                 if name == CONSOLE {
                     drop(arriving);
                     return (self.console)(stream, peer).await; // it reads the start-up packet itself

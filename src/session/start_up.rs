@@ -27,6 +27,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 /// Longest message of a client during authentication (`PG_MAX_AUTH_TOKEN_LENGTH`, `src/include/libpq/auth.h`).
 const AUTH_BYTES_MAX: usize = 65_535;
 
+/// How often a replication connection looks whether understudy is shutting down.
+const REPLICATION_LOOK: std::time::Duration = std::time::Duration::from_millis(500);
+
 /// A client that has said who it is.
 pub(super) struct Client {
     pub stream: Stream,
@@ -52,7 +55,7 @@ pub(super) async fn run(door: Arc<FrontDoor>, database: Arc<Database>, client: C
         requests: AtomicU64::new(0),
         mailbox: Mailbox::default(),
     });
-    let replication = find(b"replication").is_some_and(|value| !matches!(value.as_str(), "false" | "off" | "no" | "0"));
+    let replication = client.parameters.iter().any(|(name, value)| &name[..] == b"replication" && replicates(value));
     let key = door.cancel_key(id);
     serve(&door, &database, client, info, &key, replication).await;
     door.cancels.remove(&key);
@@ -117,7 +120,18 @@ async fn serve(
     // that is slow to log in must not make it wait. Such a session looks at the owner before its first statement.
     database.sessions.insert(info.id, info.clone());
     if replication {
-        return pass_through(client.stream, from_client, server).await;
+        // An owner that changes later is not followed: the positions are this server's. A walsender has no boundary at which
+        // a SHUTDOWN could let it end.
+        let closing = async {
+            while !door.is_closing() && !info.mailbox.is_terminated() {
+                tokio::time::sleep(REPLICATION_LOOK).await;
+            }
+        };
+        tokio::select! {
+            () = pass_through(client.stream, from_client, server) => {}
+            () = closing => {}
+        }
+        return;
     }
     let own = |name: &Bytes| [&b"user"[..], b"database", b"replication"].contains(&&name[..]);
     let parameters = client.parameters.iter().filter(|(name, _)| !own(name)).cloned().collect();
@@ -187,6 +201,14 @@ async fn next<S: AsyncRead + Unpin>(stream: &mut S, buffer: &mut BytesMut) -> Op
             return None;
         }
     }
+}
+
+/// What `replication` means at start-up: `database`, or a boolean as PostgreSQL reads them (`src/backend/utils/adt/bool.c`).
+/// What is neither is relayed to be refused.
+pub(super) fn replicates(value: &[u8]) -> bool {
+    let value = value.to_ascii_lowercase();
+    let no = |word: &[u8], least: usize| value.len() >= least && word.starts_with(&value);
+    !(no(b"false", 1) || no(b"no", 1) || no(b"off", 2) || value == b"0")
 }
 
 /// A replication connection: the walsender's sub-protocol is nobody's business but the two ends'.
