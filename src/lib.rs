@@ -2,6 +2,7 @@
 //!
 //! The rooms and how they may depend on each other are described in ARCHITECTURE.md.
 
+pub mod auth;
 pub mod backend;
 pub mod cdc;
 pub mod check;

@@ -5,6 +5,7 @@ mod operator;
 #[path = "console/server.rs"]
 mod server;
 
+use bytes::BytesMut;
 use operator::{TestOperator, sample_state};
 use serde_json::{Value, json};
 use std::{
@@ -58,7 +59,7 @@ async fn console_seen_from(user: Option<ConsoleUser>, peer: Option<SocketAddr>) 
     let shared = operator.clone();
     let listener = tokio::spawn(async move {
         while let Ok((stream, from)) = listener.accept().await {
-            tokio::spawn(serve_console(stream, peer.unwrap_or(from), shared.clone(), user.clone()));
+            tokio::spawn(serve_console(stream.into(), BytesMut::new(), peer.unwrap_or(from), None, shared.clone(), user.clone()));
         }
     });
     Console { address, operator, listener }
@@ -81,7 +82,7 @@ async fn psql(console: &Console, user: &str, password: &str, arguments: &[&str],
         .args(arguments)
         .env("PGPASSWORD", password)
         .env("PGCONNECT_TIMEOUT", "10")
-        .env("PGSSLMODE", "prefer")
+        .env("PGSSLMODE", "disable")
         .env("PGGSSENCMODE", "disable")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -167,7 +168,7 @@ async fn psql_logs_in_after_the_listener_has_refused_tls() {
             stream.read_exact(&mut request).await.unwrap();
             assert_eq!(request, [0, 0, 0, 8, 4, 210, 22, 47], "SSLRequest");
             stream.write_all(b"N").await.unwrap();
-            tokio::spawn(serve_console(stream, from, shared.clone(), operator_user()));
+            tokio::spawn(serve_console(stream.into(), BytesMut::new(), from, None, shared.clone(), operator_user()));
         }
     });
     let console = Console { address, operator, listener };

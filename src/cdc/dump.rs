@@ -47,7 +47,6 @@ pub(super) async fn run(pg_dump: &Path, url: &ServerUrl, section: Section, snaps
         .env("PGPORT", url.port.to_string())
         .env("PGUSER", &url.user)
         .env("PGDATABASE", &url.dbname)
-        .env("PGSSLMODE", "disable")
         .env("PGAPPNAME", "understudy pg_dump")
         .env_remove("PGOPTIONS")
         .env_remove("PGSERVICE")
@@ -56,6 +55,9 @@ pub(super) async fn run(pg_dump: &Path, url: &ServerUrl, section: Section, snaps
         .kill_on_drop(true);
     if let Some(password) = &url.password {
         command.env("PGPASSWORD", password.expose());
+    }
+    for (name, value) in url.tls_environment() {
+        command.env(name, value);
     }
     let failed = |reason: &str| CdcError::Setup(format!("{} could not read the owner's schema: {reason}", pg_dump.display()));
     let output = command.output().await.map_err(|error| failed(&error.to_string()))?;

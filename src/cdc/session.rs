@@ -3,14 +3,14 @@
 
 use super::error::{Attempt, CdcError, describe_fields};
 use crate::{
-    backend::{BackendError, Connection},
+    backend::{self, BackendError, Connection, ControlError},
     config::ServerUrl,
     lsn::Lsn,
 };
 use bytes::{Bytes, BytesMut};
 use std::error::Error;
 use tokio_postgres::{
-    Client, NoTls,
+    Client,
     types::{Format, IsNull, ToSql, Type, to_sql_checked},
 };
 
@@ -33,7 +33,10 @@ const PINNED: &[(&str, &str)] = &[
 /// A control session with pinned settings. `role` is part of the application name, for people who look at pg_stat_activity.
 pub(super) async fn connect(url: &ServerUrl, role: &str) -> Result<Client, CdcError> {
     let server = format!("reach {}:{}", url.host, url.port);
-    let (client, connection) = url.to_tokio(&format!("understudy {role}")).connect(NoTls).await.attempt(&server)?;
+    let (client, connection) = backend::control(url, &format!("understudy {role}")).await.map_err(|error| match error {
+        ControlError::LogIn(source) => CdcError::Postgres { what: server, source },
+        ControlError::Reach(source) => CdcError::Backend { what: "open a control connection", source },
+    })?;
     // Ends when the client is dropped; its errors also reach the client's callers.
     tokio::spawn(async move {
         if let Err(error) = connection.await {

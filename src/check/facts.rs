@@ -2,7 +2,7 @@
 
 use crate::config::ServerUrl;
 use std::collections::BTreeMap;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 
 /// Longest time for one catalog query: a check must not sit behind a lock.
 const QUERY_LIMITS: &str =
@@ -86,8 +86,8 @@ fn describe(error: &tokio_postgres::Error) -> String {
 
 /// Connects, reads, disconnects.
 pub(super) async fn load(url: &ServerUrl) -> Result<ServerFacts, Unreadable> {
-    let connect = |error| Unreadable::Connect(describe(&error));
-    let (client, connection) = url.to_tokio("understudy check").connect(NoTls).await.map_err(connect)?;
+    let connect = |error: crate::backend::ControlError| Unreadable::Connect(error.to_string());
+    let (client, connection) = crate::backend::control(url, "understudy check").await.map_err(connect)?;
     let task = tokio::spawn(async move {
         // A broken connection shows in the query that was running.
         let _ = connection.await;

@@ -83,7 +83,7 @@ pub struct AuthConfig {
     pub ident: Option<PathBuf>,
 }
 
-/// `users`
+/// `users` and `query`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UserSource {
     /// The owner of the writes checks them itself; the proxy only passes messages on.

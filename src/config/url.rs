@@ -145,6 +145,37 @@ impl ServerUrl {
         ServerUrl { user: user.to_owned(), password, ..self.clone() }
     }
 
+    /// What the url says about TLS, in the environment variables of libpq, for its programs.
+    pub fn tls_environment(&self) -> Vec<(&'static str, std::ffi::OsString)> {
+        let mode = match self.sslmode {
+            SslMode::Disable => "disable",
+            SslMode::Allow => "allow",
+            SslMode::Prefer => "prefer",
+            SslMode::Require => "require",
+            SslMode::VerifyCa => "verify-ca",
+            SslMode::VerifyFull => "verify-full",
+        };
+        let mut variables = vec![("PGSSLMODE", mode.into())];
+        match &self.tls.roots {
+            Some(RootCertificates::File(path)) => variables.push(("PGSSLROOTCERT", path.into())),
+            Some(RootCertificates::System) => variables.push(("PGSSLROOTCERT", "system".into())),
+            None => {}
+        }
+        if let Some((certificate, key)) = &self.tls.identity {
+            variables.extend([("PGSSLCERT", certificate.into()), ("PGSSLKEY", key.into())]);
+        }
+        if self.tls.direct {
+            variables.push(("PGSSLNEGOTIATION", "direct".into()));
+        }
+        let binding = match self.tls.channel_binding {
+            ChannelBinding::Disable => Some("disable"),
+            ChannelBinding::Prefer => None,
+            ChannelBinding::Require => Some("require"),
+        };
+        variables.extend(binding.map(|binding| ("PGCHANNELBINDING", binding.into())));
+        variables
+    }
+
     /// A tokio-postgres configuration for control connections. `application_name` starts with `understudy`.
     pub fn to_tokio(&self, application_name: &str) -> tokio_postgres::Config {
         let mut config = tokio_postgres::Config::new();

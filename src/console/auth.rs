@@ -1,80 +1,117 @@
-//! Who may use the console. With `[proxy.console]`: that user, by md5 challenge (pgwire has SCRAM only together with a
-//! second crypto provider). Without: any name, from loopback addresses only.
-//! Source: PostgreSQL documentation, "Password Authentication" and "Message Flow", section "Start-up".
+//! Who may use the console. With `[proxy.console]`: that user, by SCRAM (bound to the TLS connection where there is one).
+//! Without: any name, from loopback addresses only. pgwire only hears of those who have been let in.
+//! Source: PostgreSQL documentation, "SASL Authentication" and "Message Flow", section "Start-up".
 
-use crate::config::ConsoleUser;
+use crate::{
+    auth::{self, Denial, Ended, scram},
+    config::ConsoleUser,
+    net::{ClientTls, Stream},
+    wire::frontend::{STARTUP_BYTES_MAX, Startup},
+};
 use async_trait::async_trait;
+use bytes::BytesMut;
 use futures_util::Sink;
 use pgwire::{
     api::{
         ClientInfo,
         auth::{
-            AuthSource, DefaultServerParameterProvider, LoginInfo, Password, StartupHandler, finish_authentication,
-            md5pass::{Md5PasswordAuthStartupHandler, hash_md5_password},
-            protocol_negotiation, save_startup_parameters_to_metadata,
+            DefaultServerParameterProvider, StartupHandler, finish_authentication, protocol_negotiation,
+            save_startup_parameters_to_metadata,
         },
     },
-    error::{ErrorInfo, PgWireError, PgWireResult},
+    error::PgWireResult,
     messages::{PgWireBackendMessage, PgWireFrontendMessage},
 };
 use std::{
     fmt::Debug,
-    hash::{BuildHasher, RandomState},
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    time::Duration,
 };
+use tokio::io::AsyncReadExt;
 
-/// Decides at start-up.
-pub(super) enum Gate {
-    /// No password is configured and the peer is on this machine.
-    Open,
-    /// No password is configured and the peer is elsewhere.
-    Closed,
-    /// A password is configured.
-    Password(Box<Md5PasswordAuthStartupHandler<ConfiguredUser, DefaultServerParameterProvider>>),
-}
-
-impl Gate {
-    pub(super) fn new(peer: SocketAddr, user: Option<ConsoleUser>) -> Self {
-        match user {
-            Some(user) => {
-                Gate::Password(Box::new(Md5PasswordAuthStartupHandler::new(Arc::new(ConfiguredUser(user)), Arc::new(parameters()))))
-            }
-            None if is_loopback(peer.ip()) => Gate::Open,
-            None => Gate::Closed,
-        }
-    }
-}
+/// A client that has not logged in by then is left alone.
+const LOGIN_MAX: Duration = Duration::from_secs(60);
 
 /// 127.0.0.0/8, ::1, and 127.0.0.0/8 mapped into IPv6.
 pub(super) fn is_loopback(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
 }
 
+/// Lets a client in, or says why not. Takes its answers out of `first`, and leaves the start-up packet at its front.
+pub(super) async fn admit(
+    stream: &mut Stream,
+    first: &mut BytesMut,
+    peer: SocketAddr,
+    tls: Option<&ClientTls>,
+    user: Option<&ConsoleUser>,
+) -> Result<(), Ended> {
+    if user.is_none() && is_loopback(peer.ip()) {
+        return Ok(());
+    }
+    let proving = async {
+        // read first in any case: a connection closed with bytes unread loses what was said last
+        let (packet, name) = name(stream, first).await.ok_or(Ended::Gone)?;
+        let Some(user) = user else {
+            return Err(Ended::Denied(Denial {
+                code: "28000",
+                message: "the console admits loopback clients only: connect from the machine understudy runs on, or set a user and a \
+                          password in section [proxy.console] of proxy.toml"
+                    .into(),
+                hint: None,
+            }));
+        };
+        // a wrong name is asked for a password like a right one, and no answer fits
+        let verifier = match name == user.user {
+            true => scram::Verifier::of_password(user.password.expose()),
+            false => None,
+        };
+        let verifier = verifier.unwrap_or_else(|| scram::Verifier::mock(&name, &scram::random()));
+        let end_point = tls.and_then(|tls| tls.end_point.as_deref());
+        auth::prove(stream, first, &name, &verifier, end_point).await?;
+        let behind = std::mem::replace(first, packet);
+        first.extend_from_slice(&behind);
+        Ok(())
+    };
+    tokio::time::timeout(LOGIN_MAX, proving).await.unwrap_or(Err(Ended::Gone))
+}
+
+/// Takes the start-up packet and the name in it.
+async fn name(stream: &mut Stream, first: &mut BytesMut) -> Option<(BytesMut, String)> {
+    loop {
+        if let Some(length) = first.first_chunk::<4>() {
+            let length = u32::from_be_bytes(*length) as usize;
+            if !(8..=STARTUP_BYTES_MAX).contains(&length) {
+                return None;
+            }
+            if first.len() >= length {
+                let packet = first.split_to(length);
+                let body = bytes::Bytes::copy_from_slice(packet.get(4..)?);
+                let Some(Startup::Parameters { parameters, .. }) = Startup::parse(&body) else { return None };
+                let name = parameters.iter().rev().find(|(key, _)| &key[..] == b"user").map(|(_, name)| name.clone())?;
+                return Some((packet, String::from_utf8_lossy(&name).into_owned()));
+            }
+        }
+        if stream.read_buf(first).await.ok()? == 0 {
+            return None;
+        }
+    }
+}
+
+/// For those who have been let in.
+pub(super) struct Admitted;
+
 #[async_trait]
-impl StartupHandler for Gate {
+impl StartupHandler for Admitted {
     async fn on_startup<C>(&self, client: &mut C, message: PgWireFrontendMessage) -> PgWireResult<()>
     where
         C: ClientInfo + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
         C::Error: Debug,
-        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+        pgwire::error::PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
-        match self {
-            Gate::Password(handler) => handler.on_startup(client, message).await,
-            Gate::Open => {
-                let PgWireFrontendMessage::Startup(startup) = message else { return Ok(()) };
-                protocol_negotiation(client, &startup).await?;
-                save_startup_parameters_to_metadata(client, &startup);
-                finish_authentication(client, &parameters()).await
-            }
-            Gate::Closed => Err(PgWireError::UserError(Box::new(ErrorInfo::new(
-                "FATAL".into(),
-                "28000".into(),
-                "the console admits loopback clients only: connect from the machine understudy runs on, or set a user and a \
-                 password in section [proxy.console] of proxy.toml"
-                    .into(),
-            )))),
-        }
+        let PgWireFrontendMessage::Startup(startup) = message else { return Ok(()) };
+        protocol_negotiation(client, &startup).await?;
+        save_startup_parameters_to_metadata(client, &startup);
+        finish_authentication(client, &parameters()).await
     }
 }
 
@@ -87,52 +124,23 @@ fn parameters() -> DefaultServerParameterProvider {
     parameters
 }
 
-/// `[proxy.console]`
-#[derive(Debug)]
-pub(super) struct ConfiguredUser(ConsoleUser);
-
-#[async_trait]
-impl AuthSource for ConfiguredUser {
-    async fn get_password(&self, login: &LoginInfo) -> PgWireResult<Password> {
-        let salt = unpredictable().to_le_bytes().first_chunk::<4>().map_or_else(Vec::new, |salt| salt.to_vec());
-        let user = login.user().unwrap_or_default();
-        // A wrong name is asked for a password like a right one, and no answer fits.
-        let expected = if user == self.0.user {
-            hash_md5_password(user, self.0.password.expose(), &salt)
-        } else {
-            format!("{:016x}{:016x}", unpredictable(), unpredictable())
-        };
-        Ok(Password::new(Some(salt), expected.into_bytes()))
-    }
-}
-
-/// SipHash under keys that the standard library takes from the operating system: not to be guessed from earlier salts.
-fn unpredictable() -> u64 {
-    RandomState::new().hash_one(std::time::Instant::now())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Secret;
 
     #[test]
-    fn without_a_password_only_loopback_is_admitted() {
-        for (peer, open) in [
-            ("127.0.0.1:5000", true),
-            ("127.8.9.10:5000", true),
-            ("[::1]:5000", true),
-            ("[::ffff:127.0.0.1]:5000", true),
-            ("10.0.0.1:5000", false),
-            ("[::ffff:10.0.0.1]:5000", false),
-            ("[fe80::1]:5000", false),
-            ("0.0.0.0:5000", false),
+    fn what_is_on_this_machine() {
+        for (peer, here) in [
+            ("127.0.0.1", true),
+            ("127.8.9.10", true),
+            ("::1", true),
+            ("::ffff:127.0.0.1", true),
+            ("10.0.0.1", false),
+            ("::ffff:10.0.0.1", false),
+            ("fe80::1", false),
+            ("0.0.0.0", false),
         ] {
-            let peer: SocketAddr = peer.parse().unwrap();
-            let gate = Gate::new(peer, None);
-            assert!(matches!((gate, open), (Gate::Open, true) | (Gate::Closed, false)), "{peer}");
-            let user = ConsoleUser { user: "operator".into(), password: Secret::new("x") };
-            assert!(matches!(Gate::new(peer, Some(user)), Gate::Password(_)), "{peer}");
+            assert_eq!(is_loopback(peer.parse().unwrap()), here, "{peer}");
         }
     }
 }

@@ -84,6 +84,7 @@ fn explain(error: &BackendError, place: &str) -> (String, i32) {
             (format!("{}: is it understudy that listens on {place}?", fields.message), 3)
         }
         BackendError::Server(fields) => (fields.message.clone(), exit_code_of(&fields.code)),
+        BackendError::Tls(_) | BackendError::NoTls { .. } => (format!("{error}"), 3),
         BackendError::Connect { .. } | BackendError::Timeout { .. } => (
             format!(
                 "{error}: is understudy running (understudy run), and is this its `listen` address? --config or --url says where to connect"

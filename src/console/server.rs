@@ -1,17 +1,24 @@
 //! The psql console: one connection to the database name `understudy`, served by pgwire.
 //!
-//! Deliberately absent: TLS, transactions, parameters. The simple protocol gives typed columns; the extended protocol
-//! gives text columns, because a driver asks for the columns before the command has run (see `extended.rs`).
+//! Deliberately absent: TLS (the front door has done it), transactions, parameters. The simple protocol gives typed
+//! columns; the extended protocol gives text columns, because a driver asks for the columns before the command has run
+//! (see `extended.rs`).
 
 use super::{
     Answer, CommandError, Operator,
-    auth::Gate,
+    auth::{Admitted, admit},
     command::{Statement, parse, split},
     dispatch::carry_out,
     extended::Extended,
 };
-use crate::config::ConsoleUser;
+use crate::{
+    auth::Ended,
+    config::ConsoleUser,
+    net::{ClientTls, Stream},
+    wire::backend::put_error,
+};
 use async_trait::async_trait;
+use bytes::BytesMut;
 use futures_util::{Sink, SinkExt, stream};
 use pgwire::{
     api::{
@@ -30,24 +37,64 @@ use pgwire::{
 };
 use serde_json::Value;
 use std::{fmt::Debug, net::SocketAddr, sync::Arc};
-use tokio::net::TcpStream;
+use tokio::{
+    io::{self, AsyncWriteExt, copy},
+    net::UnixStream,
+};
 
-/// Serves one console connection until the client leaves. The start-up message must still be unread; an SSLRequest before
-/// it may already have been answered with `N`. `user`: who may log in, and with which password; `None`: anybody, from
+/// Serves one console connection until the client leaves. `first`: what it has sent so far, from its start-up packet on;
+/// requests for encryption before that have been answered. `user`: who may log in, and with which password; `None`: anybody, from
 /// loopback addresses only.
-pub async fn serve(stream: TcpStream, peer: SocketAddr, operator: Arc<dyn Operator>, user: Option<ConsoleUser>) {
-    let handlers = Handlers {
-        gate: Arc::new(Gate::new(peer, user)),
-        simple: Arc::new(Simple { operator: operator.clone() }),
-        extended: Arc::new(Extended::new(operator)),
+pub async fn serve(
+    mut stream: Stream,
+    mut first: BytesMut,
+    peer: SocketAddr,
+    tls: Option<ClientTls>,
+    operator: Arc<dyn Operator>,
+    user: Option<ConsoleUser>,
+) {
+    match admit(&mut stream, &mut first, peer, tls.as_ref(), user.as_ref()).await {
+        Ok(()) => {}
+        Err(Ended::Gone) => return,
+        Err(Ended::Denied(denial)) => {
+            let mut said = BytesMut::new();
+            put_error(&mut said, "FATAL", denial.code, &denial.message, denial.hint);
+            let _ = stream.write_all(&said).await;
+            let _ = stream.shutdown().await;
+            return;
+        }
+    }
+    let handlers = Handlers { simple: Arc::new(Simple { operator: operator.clone() }), extended: Arc::new(Extended::new(operator)) };
+    // pgwire takes sockets only: ours is one end of a pair, whatever the client's stream runs over
+    let (ours, theirs) = match UnixStream::pair() {
+        Ok(pair) => pair,
+        Err(error) => return tracing::warn!(%error, "no sockets for a console connection"),
     };
-    if let Err(error) = pgwire::tokio::process_socket(stream, None, handlers).await {
-        tracing::debug!(%peer, %error, "console connection ended");
+    let (mut client_reads, mut client_writes) = io::split(stream);
+    let (mut reads, mut writes) = ours.into_split();
+    let console = async {
+        if let Err(error) = pgwire::tokio::process_socket_unix(theirs, handlers).await {
+            tracing::debug!(%peer, %error, "console connection ended");
+        }
+    };
+    let questions = async {
+        if writes.write_all(&first).await.is_ok() {
+            let _ = copy(&mut client_reads, &mut writes).await;
+        }
+        let _ = writes.shutdown().await;
+    };
+    let answers = async {
+        let _ = copy(&mut reads, &mut client_writes).await;
+        let _ = client_writes.shutdown().await;
+    };
+    tokio::select! {
+        // whoever asks no more still gets its answers; a console that has said goodbye waits for no more questions
+        ((), ()) = async { tokio::join!(console, answers) } => {}
+        () = async { questions.await; std::future::pending().await } => {}
     }
 }
 
 struct Handlers {
-    gate: Arc<Gate>,
     simple: Arc<Simple>,
     extended: Arc<Extended>,
 }
@@ -62,7 +109,7 @@ impl PgWireServerHandlers for Handlers {
     }
 
     fn startup_handler(&self) -> Arc<impl StartupHandler> {
-        self.gate.clone()
+        Arc::new(Admitted)
     }
 }
 

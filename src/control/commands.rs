@@ -5,6 +5,7 @@ use super::{
     managed::{Managed, ManagedShadow, lock},
 };
 use crate::{
+    backend::{self, ControlError},
     cdc::{self, Direction, Start},
     config::{FeedKind, ServerUrl},
     console::{Answer, CommandError, command::Command, state::CutoverState},
@@ -18,11 +19,11 @@ use std::{
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 
 /// A control connection.
-pub(super) async fn connect(url: &ServerUrl, name: &str) -> Result<Client, tokio_postgres::Error> {
-    let (client, connection) = url.to_tokio(name).connect(NoTls).await?;
+pub(super) async fn connect(url: &ServerUrl, name: &str) -> Result<Client, ControlError> {
+    let (client, connection) = backend::control(url, name).await?;
     tokio::spawn(connection);
     Ok(client)
 }

@@ -107,7 +107,7 @@ pub(super) async fn watch(
         let asked = async {
             let client = match session.take() {
                 Some(client) => client,
-                None => super::commands::connect(&url(), "understudy monitor").await.map_err(|error| super::start::reason(&error))?,
+                None => super::commands::connect(&url(), "understudy monitor").await.map_err(|error| error.to_string())?,
             };
             let sample = monitor::sample(&client).await.map_err(|error| error.to_string())?;
             Ok((client, sample))

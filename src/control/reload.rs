@@ -8,6 +8,7 @@ use crate::{
     config::{self, Config, FeedKind, MirrorWrites, ShadowConfig},
     console::{Answer, CommandError},
     metadata::Severity,
+    net::changed_at,
     traffic::route::Percent,
 };
 use serde_json::json;
@@ -132,6 +133,9 @@ impl Controller {
                 fixed.join("; ")
             ));
         }
+        let (acceptor, policy) = super::start::access(&config).map_err(|error| format!("{error}. The running settings stay"))?;
+        self.door.set_tls(acceptor);
+        self.door.set_policy(policy);
         for (managed, database) in self.databases.iter().zip(&config.databases) {
             managed.database.set_users(database.users.clone());
             let before = managed.config.swap(Arc::new(database.clone()));
@@ -139,21 +143,21 @@ impl Controller {
                 shadow.apply(new, None, file.serve_reads != new.serve_reads);
             }
         }
-        self.door.set_limits(crate::session::Limits { clients_max: config.proxy.max_clients });
+        self.door.set_limits(super::start::limits(&config));
         self.config.store(Arc::new(config));
         let message = format!("{} reloaded", self.config_path.display());
         self.repository.record(Severity::Info, "config", "", "", &message, json!({}));
         Ok(vec![message])
     }
 
-    /// Looks at the file's modification time and reloads after an edit.
+    /// Looks at modification times and reloads after an edit: of the file itself, and of certificates, user lists and rules.
     pub(super) async fn watch_file(self: Arc<Self>) {
-        let modified = |path: &std::path::Path| -> Option<SystemTime> { std::fs::metadata(path).ok()?.modified().ok() };
-        let mut known = modified(&self.config_path);
+        let mut known = self.modified();
         loop {
             tokio::time::sleep(WATCH_INTERVAL).await;
-            let now = modified(&self.config_path);
-            if now == known || now.is_none() || self.handed_over.load(Ordering::SeqCst) {
+            let now = self.modified();
+            // a file that is away for a moment is being replaced
+            if now == known || now.contains(&None) || self.handed_over.load(Ordering::SeqCst) {
                 continue;
             }
             known = now;
@@ -168,6 +172,15 @@ impl Controller {
                 );
             }
         }
+    }
+}
+
+impl Controller {
+    fn modified(&self) -> Vec<Option<SystemTime>> {
+        let config = self.config.load();
+        let mut files = config.proxy.auth.files();
+        files.extend(config.proxy.tls.iter().flat_map(config::TlsConfig::files));
+        changed_at(std::iter::once(&self.config_path).chain(&files).map(|path| path.as_path()))
     }
 }
 

@@ -7,11 +7,13 @@ use super::{
     takeover, watch,
 };
 use crate::{
+    auth::{AuthError, Policy},
     cdc::{Direction, Start},
     config::{self, Config, ConfigError, DatabaseConfig},
     console,
     cutover::recover::{self, Unfinished},
     metadata::{MetadataError, Owner, Repository, Severity},
+    net::{Acceptor, TlsError},
     session::{FrontDoor, Limits},
     sql::CatalogFacts,
     traffic::copies::ByteBudget,
@@ -83,6 +85,12 @@ pub enum StartError {
         /// Why.
         reason: String,
     },
+    /// A certificate or key.
+    #[error("[proxy.tls]: {0}")]
+    Tls(#[from] TlsError),
+    /// Rules or users.
+    #[error("{0}")]
+    Auth(#[from] AuthError),
     /// The running process keeps everything.
     #[error("{0}")]
     Takeover(String),
@@ -123,7 +131,7 @@ pub async fn run(path: &Path, takeover: bool) -> Result<(), StartError> {
         recoveries.push(recovery);
     }
     let handle: Arc<OnceLock<Arc<Controller>>> = Arc::new(OnceLock::new());
-    let door = front_door(&config, &databases, &handle);
+    let door = front_door(&config, &databases, &handle)?;
     let predecessor = handover.as_ref().map(|handover| handover.predecessor);
     if let Some(predecessor) = predecessor {
         door.ask_about_strangers(Box::new(move |pid, key| Box::pin(predecessor.cancel(pid, key))));
@@ -270,20 +278,35 @@ impl Controller {
     }
 }
 
-fn front_door(config: &Config, databases: &[Arc<Managed>], handle: &Arc<OnceLock<Arc<Controller>>>) -> Arc<FrontDoor> {
+fn front_door(config: &Config, databases: &[Arc<Managed>], handle: &Arc<OnceLock<Arc<Controller>>>) -> Result<Arc<FrontDoor>, StartError> {
     let by_name: HashMap<_, _> = databases.iter().map(|managed| (managed.database.name.clone(), managed.database.clone())).collect();
     let handle = handle.clone();
-    let console = Box::new(move |stream, peer| -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
+    let console = Box::new(move |stream, first, peer, tls| -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
         let handle = handle.clone();
         Box::pin(async move {
             if let Some(controller) = handle.get() {
                 // as loaded last: a changed password holds from the next login on
                 let user = controller.config.load().proxy.console.clone();
-                console::server::serve(stream, peer, Arc::new(Handle(controller.clone())), user).await;
+                console::server::serve(stream, first, peer, tls, Arc::new(Handle(controller.clone())), user).await;
             }
         })
     });
-    FrontDoor::new(by_name, Limits { clients_max: config.proxy.max_clients }, console)
+    let door = FrontDoor::new(by_name, limits(config), console);
+    let (acceptor, policy) = access(config)?;
+    door.set_tls(acceptor);
+    door.set_policy(policy);
+    Ok(door)
+}
+
+/// What clients must keep to.
+pub(super) fn limits(config: &Config) -> Limits {
+    Limits { clients_max: config.proxy.max_clients, login_timeout: config.proxy.login_timeout }
+}
+
+/// Reads the files that say who may come in.
+pub(super) fn access(config: &Config) -> Result<(Option<Acceptor>, Policy), StartError> {
+    let tls = config.proxy.tls.as_ref();
+    Ok((tls.map(Acceptor::load).transpose()?, Policy::load(&config.proxy.auth, tls)?))
 }
 
 async fn wait_for_the_end(controller: &Controller) {
@@ -324,7 +347,7 @@ async fn open(config: &DatabaseConfig, repository: &Repository, budget: &Arc<Byt
         url: owner_url.to_string(),
         reason,
     };
-    let client = super::commands::connect(owner_url, "understudy start").await.map_err(|error| unreachable(reason(&error)))?;
+    let client = super::commands::connect(owner_url, "understudy start").await.map_err(|error| unreachable(error.to_string()))?;
     let facts = CatalogFacts::load(&client).await.map_err(|error| unreachable(reason(&error)))?;
     let managed = Managed::new(config, facts, &stored.owner, stored.epoch, budget);
     let recovery =

@@ -68,7 +68,7 @@ pub(super) fn spawn_all(controller: &Arc<Controller>, tasks: &mut JoinSet<()>) {
 async fn tick(managed: Arc<Managed>) {
     loop {
         let owner = managed.database.route.load().owner.clone();
-        let Ok((client, connection)) = owner.url.to_tokio("understudy ticks").connect(tokio_postgres::NoTls).await else {
+        let Ok((client, connection)) = crate::backend::control(&owner.url, "understudy ticks").await else {
             tokio::time::sleep(RETRY).await;
             continue;
         };

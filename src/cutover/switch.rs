@@ -13,7 +13,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 
 /// Sessions get this long to open their connections to the next owner, before anything is held.
 const ARM_SESSIONS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -410,7 +410,7 @@ async fn within<T>(limit: Duration, target: &Target, work: impl Future<Output = 
 
 pub(super) async fn connect(target: &Target) -> Result<Client, String> {
     let open = async {
-        let (client, connection) = target.url.to_tokio("understudy cutover").connect(NoTls).await.map_err(|error| detail(&error))?;
+        let (client, connection) = crate::backend::control(&target.url, "understudy cutover").await.map_err(|error| error.to_string())?;
         tokio::spawn(connection);
         client
             .batch_execute(

@@ -222,7 +222,8 @@ fn explain(error: &io::Error, url: &ServerUrl) -> String {
         };
     };
     match tls {
-        Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+        // a bad signature: its authority has the same name as one of ours, and another key
+        Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
             format!("the certificate of {server} comes from none of the authorities in {roots}: give the right one as sslrootcert")
         }
         Error::InvalidCertificate(CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }) => {

@@ -1,57 +1,59 @@
 //! Accepts connections, reads the first packet, and sends each where it belongs: a database, the console, a cancel.
 
-use super::{start_up, threads::Threads};
-use crate::{
-    backend,
-    net::Stream,
-    traffic::database::Database,
-    wire::{
-        backend::put_error,
-        frontend::{STARTUP_BYTES_MAX, Startup},
-    },
+use super::{
+    arrival::{Arrival, Turned, arrive},
+    lookup::Lookup,
+    start_up,
+    threads::Threads,
 };
-use arc_swap::ArcSwap;
+use crate::{
+    auth::Policy,
+    backend,
+    net::{Acceptor, ClientTls, Stream},
+    traffic::{database::Database, route::Target},
+    wire::{backend::put_error, frontend::Startup},
+};
+use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::{Bytes, BytesMut};
 use dashmap::DashMap;
+use socket2::SockRef;
 use std::{
     collections::HashMap,
     future::Future,
-    hash::{BuildHasher, Hasher, RandomState},
-    io,
     net::SocketAddr,
     pin::Pin,
     sync::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::Notify,
 };
 
 /// The database name that is the console.
 const CONSOLE: &[u8] = b"understudy";
-/// How long a client may take to say who it is and to log in.
-pub(super) const LOGIN_TIMEOUT: Duration = Duration::from_secs(60);
-/// How often an incomplete first packet is looked at again.
-const PEEK_INTERVAL: Duration = Duration::from_millis(3);
 
 /// Limits of the front door.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Client connections at once; the next one gets SQLSTATE 53300.
     pub clients_max: usize,
+    /// How long a client may take to say who it is and to log in.
+    pub login_timeout: Duration,
 }
 
 type StrangerHandler = dyn Fn(i32, Bytes) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync;
-type Handler = dyn Fn(TcpStream, SocketAddr) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync;
+/// Gets what the client has sent so far, from its start-up packet on.
+type Handler = dyn Fn(Stream, BytesMut, SocketAddr, Option<ClientTls>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync;
 
 /// Where a CancelRequest must go: the server that serves the session at this moment.
 #[derive(Clone, Debug)]
 pub(super) struct CancelTarget {
-    pub url: crate::traffic::route::Target,
+    pub url: Target,
     pub pid: i32,
     pub key: Bytes,
 }
@@ -69,7 +71,12 @@ pub struct FrontDoor {
     arriving: AtomicUsize,
     next_id: AtomicU64,
     closing: AtomicBool,
-    secrets: RandomState,
+    acceptor: ArcSwapOption<Acceptor>,
+    policy: ArcSwap<Policy>,
+    pub(super) lookup: Lookup,
+    /// Backends to which a CancelRequest is on its way, with their number.
+    cancelling: DashMap<(String, i32), usize>,
+    cancelled: Notify,
     pub(super) threads: Threads,
 }
 
@@ -86,7 +93,11 @@ impl FrontDoor {
             arriving: AtomicUsize::new(0),
             next_id: AtomicU64::new(1),
             closing: AtomicBool::new(false),
-            secrets: RandomState::new(),
+            acceptor: ArcSwapOption::empty(),
+            policy: ArcSwap::from_pointee(Policy::default()),
+            lookup: Lookup::default(),
+            cancelling: DashMap::new(),
+            cancelled: Notify::new(),
             threads: Threads::start(),
         })
     }
@@ -137,92 +148,99 @@ impl FrontDoor {
         self.closing.load(Ordering::SeqCst)
     }
 
-    async fn admit(self: Arc<Self>, mut stream: TcpStream, peer: SocketAddr) {
+    /// Takes certificate and key over, or TLS away; for the next clients.
+    pub fn set_tls(&self, acceptor: Option<Acceptor>) {
+        self.acceptor.store(acceptor.map(Arc::new));
+    }
+
+    /// Takes rules and users over; for the next clients.
+    pub fn set_policy(&self, policy: Policy) {
+        self.policy.store(Arc::new(policy));
+        self.lookup.forget_all();
+    }
+
+    pub(super) fn policy(&self) -> Arc<Policy> {
+        self.policy.load_full()
+    }
+
+    async fn admit(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
         let _ = stream.set_nodelay(true);
+        let _ = SockRef::from(&stream).set_keepalive(true); // as PostgreSQL does: a client that is gone is found in time
         let arriving = Arriving(&self.arriving);
-        let first = tokio::time::timeout(LOGIN_TIMEOUT, self.first_packet(&mut stream)).await;
-        let (startup, raw_len) = match first {
-            Ok(Ok(Some(first))) => first,
-            Ok(Ok(None)) | Err(_) => return,
-            Ok(Err(reason)) => return refuse(&mut stream, "08P01", &reason, None).await,
+        let limits = *self.limits.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let deadline = Instant::now() + limits.login_timeout;
+        let acceptor = self.acceptor.load_full();
+        let required = acceptor.as_ref().is_some_and(|acceptor| acceptor.required);
+        // boxed: the room for handshakes is given back before the session begins
+        let arrival = match tokio::time::timeout_at(deadline.into(), Box::pin(arrive(stream, acceptor))).await {
+            Ok(Ok(arrival)) => arrival,
+            Ok(Err(Turned::Gone)) | Err(_) => return,
+            Ok(Err(Turned::Refused { mut stream, code, message, hint })) => return refuse(&mut stream, code, &message, hint).await,
         };
+        let Arrival { mut stream, tls, startup, packet, behind } = arrival;
         match startup {
             Startup::Cancel { pid, key } => {
-                // what is not read would make the close a reset
-                let read = stream.read_exact(&mut vec![0; raw_len]).await;
+                // the connection stays open until the server has confirmed, as PostgreSQL's does
                 self.cancel(pid, key).await;
-                drop((read, stream)); // not before: drivers take the close for "done", and a late cancel would hit their next statement
+                let _ = stream.shutdown().await;
             }
             Startup::Parameters { version, parameters } => {
-                let find = |name: &[u8]| parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
-                let Some(user) = find(b"user").filter(|user| !user.is_empty()) else {
-                    return refuse(&mut stream, "28000", "no PostgreSQL user name specified in startup packet", None).await;
-                };
-                let mut name = find(b"database").filter(|name| !name.is_empty()).unwrap_or_else(|| user.clone());
-                // a physical replication connection names no database: pg_basebackup says "replication"
-                if &name[..] == b"replication" && find(b"replication").is_some_and(|value| start_up::replicates(&value)) {
-                    let databases = self.databases.load();
-                    if let (1, Some(only)) = (databases.len(), databases.keys().next()) {
-                        name = Bytes::copy_from_slice(only.as_bytes());
-                    }
-                }
-                if name == CONSOLE {
-                    drop(arriving);
-                    return (self.console)(stream, peer).await; // it reads the start-up packet itself
-                }
-                let mut raw = vec![0; raw_len];
-                if stream.read_exact(&mut raw).await.is_err() {
-                    return;
-                }
-                let name = String::from_utf8_lossy(&name).into_owned();
-                let Some(database) = self.databases.load().get(&name).cloned() else {
-                    let hint = "the names are those of [[database]] in proxy.toml; the console is the database \"understudy\"";
-                    return refuse(&mut stream, "3D000", &format!("database \"{name}\" is not served by this understudy"), Some(hint))
-                        .await;
-                };
-                let limit = self.limits.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clients_max;
-                if self.is_closing() {
-                    return refuse(&mut stream, "57P03", "understudy is shutting down", None).await;
-                }
-                let before = self.connected.fetch_add(1, Ordering::SeqCst);
-                drop(arriving); // counted as a session first: it is never counted nowhere
-                if before < limit {
-                    let client = start_up::Client { stream: Stream::Tcp(stream), peer, version, parameters };
-                    start_up::run(self.clone(), database, client, self.next_id.fetch_add(1, Ordering::Relaxed)).await;
-                } else {
-                    let hint = "raise max_clients in proxy.toml";
-                    refuse(&mut stream, "53300", "too many clients: understudy's limit is reached", Some(hint)).await;
-                }
-                self.connected.fetch_sub(1, Ordering::SeqCst);
+                let client = start_up::Client { stream, buffer: behind, peer, tls, version, parameters };
+                self.welcome(client, packet, arriving, required, deadline).await;
             }
             Startup::Ssl | Startup::GssEncryption => {}
         }
     }
 
-    /// Reads up to the first packet that says who the client is. A start-up packet is only looked at, not taken, because
-    /// the console reads it again. `None`: the client went away.
-    async fn first_packet(&self, stream: &mut TcpStream) -> Result<Option<(Startup, usize)>, String> {
-        let (mut asked_ssl, mut asked_gss) = (false, false);
-        let mut buffer = BytesMut::new();
-        loop {
-            let Some(body) = peek_packet(stream, &mut buffer).await? else { return Ok(None) };
-            let raw_len = body.len() + 4;
-            let startup = Startup::parse(&body).ok_or_else(|| unsupported(&body))?;
-            match &startup {
-                Startup::Ssl if !asked_ssl => asked_ssl = true,
-                Startup::GssEncryption if !asked_gss => asked_gss = true,
-                Startup::Ssl | Startup::GssEncryption => return Err("encryption was asked for twice".into()),
-                Startup::Cancel { .. } | Startup::Parameters { .. } => return Ok(Some((startup, raw_len))),
-            }
-            let mut request = [0; 8];
-            let answered = async {
-                stream.read_exact(&mut request).await?;
-                stream.write_all(b"N").await
-            };
-            if answered.await.is_err() {
-                return Ok(None);
+    async fn welcome(
+        self: &Arc<Self>,
+        mut client: start_up::Client,
+        packet: Bytes,
+        arriving: Arriving<'_>,
+        tls_required: bool,
+        deadline: Instant,
+    ) {
+        let stream = &mut client.stream;
+        if tls_required && client.tls.is_none() {
+            let hint = "connect with sslmode=require or stronger";
+            return refuse(stream, "28000", "understudy takes connections over TLS only", Some(hint)).await;
+        }
+        let find = |name: &[u8]| client.parameters.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+        let Some(user) = find(b"user").filter(|user| !user.is_empty()) else {
+            return refuse(stream, "28000", "no PostgreSQL user name specified in startup packet", None).await;
+        };
+        let mut name = find(b"database").filter(|name| !name.is_empty()).unwrap_or_else(|| user.clone());
+        // a physical replication connection names no database: pg_basebackup says "replication"
+        if &name[..] == b"replication" && find(b"replication").is_some_and(|value| start_up::replicates(&value)) {
+            let databases = self.databases.load();
+            if let (1, Some(only)) = (databases.len(), databases.keys().next()) {
+                name = Bytes::copy_from_slice(only.as_bytes());
             }
         }
+        if name == CONSOLE {
+            drop(arriving);
+            let mut first = BytesMut::from(&packet[..]); // it reads the start-up packet itself
+            first.extend_from_slice(&client.buffer);
+            return (self.console)(client.stream, first, client.peer, client.tls).await;
+        }
+        let name = String::from_utf8_lossy(&name).into_owned();
+        let Some(database) = self.databases.load().get(&name).cloned() else {
+            let hint = "the names are those of [[database]] in proxy.toml; the console is the database \"understudy\"";
+            return refuse(stream, "3D000", &format!("database \"{name}\" is not served by this understudy"), Some(hint)).await;
+        };
+        let limit = self.limits.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clients_max;
+        if self.is_closing() {
+            return refuse(stream, "57P03", "understudy is shutting down", None).await;
+        }
+        let before = self.connected.fetch_add(1, Ordering::SeqCst);
+        drop(arriving); // counted as a session first: it is never counted nowhere
+        if before < limit {
+            start_up::run(self.clone(), database, client, self.next_id.fetch_add(1, Ordering::Relaxed), deadline).await;
+        } else {
+            let hint = "raise max_clients in proxy.toml";
+            refuse(stream, "53300", "too many clients: understudy's limit is reached", Some(hint)).await;
+        }
+        self.connected.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Tells whom to ask about a CancelRequest whose key is not ours; once.
@@ -239,19 +257,34 @@ impl FrontDoor {
             }
             return;
         };
-        let target = target.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+        let target = {
+            // announced under the lock: whoever aims the session elsewhere afterwards sees it
+            let target = target.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            if target.pid == 0 {
+                return; // no server works for this session now
+            }
+            *self.cancelling.entry((target.url.url.to_string(), target.pid)).or_insert(0) += 1;
+            target.clone()
+        };
+        let announced = (target.url.url.to_string(), target.pid);
         if let Err(error) = backend::cancel(&target.url.url, target.pid, &target.key).await {
             tracing::warn!(%error, server = %target.url.name, "cannot pass a cancel request on");
         }
+        self.cancelling.entry(announced.clone()).and_modify(|number| *number = number.saturating_sub(1));
+        self.cancelling.remove_if(&announced, |_, number| *number == 0);
+        self.cancelled.notify_waiters();
     }
 
-    /// A key for CancelRequest that cannot be guessed: SipHash under a key from the operating system.
-    pub(super) fn cancel_key(&self, id: u64) -> (i32, Bytes) {
-        let mut hasher = self.secrets.build_hasher();
-        hasher.write_u64(id);
-        let secret = hasher.finish();
-        let pid = (id as i32) & i32::MAX;
-        (pid, Bytes::copy_from_slice(&secret.to_be_bytes()[..4]))
+    /// Waits until no CancelRequest is on its way to a backend any more: before it works for another client, or the cancel of
+    /// the one would hit the other.
+    pub async fn cancels_settled(&self, server: &Target, pid: i32) {
+        loop {
+            let settled = self.cancelled.notified(); // before the look
+            if self.cancelling.is_empty() || !self.cancelling.contains_key(&(server.url.to_string(), pid)) {
+                return;
+            }
+            settled.await;
+        }
     }
 }
 
@@ -264,53 +297,10 @@ impl Drop for Arriving<'_> {
     }
 }
 
-fn unsupported(body: &[u8]) -> String {
-    let version = body.first_chunk::<4>().map(|bytes| i32::from_be_bytes(*bytes)).unwrap_or_default();
-    format!("unsupported frontend protocol {}.{}: understudy speaks 3.0 to 3.2", version >> 16, version & 0xffff)
-}
-
-/// Waits until a whole packet (length word and body) can be looked at. `None`: the client went away.
-async fn peek_packet(stream: &mut TcpStream, buffer: &mut BytesMut) -> Result<Option<Bytes>, String> {
-    buffer.resize(STARTUP_BYTES_MAX + 4, 0);
-    loop {
-        let available = match stream.peek(buffer).await {
-            Ok(0) => return Ok(None),
-            Ok(available) => available,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(_) => return Ok(None),
-        };
-        if let Some(length) = buffer.first_chunk::<4>().filter(|_| available >= 4) {
-            let length = u32::from_be_bytes(*length) as usize;
-            if length >> 24 == 0x16 {
-                return Err("direct TLS is not available in this version: connect without sslnegotiation=direct".into());
-            }
-            if !(8..=STARTUP_BYTES_MAX).contains(&length) {
-                return Err("invalid length of startup packet".into());
-            }
-            if available >= length {
-                return Ok(Some(Bytes::copy_from_slice(&buffer[4..length])));
-            }
-        }
-        tokio::time::sleep(PEEK_INTERVAL).await;
-    }
-}
-
 /// Says why and closes.
 pub(super) async fn refuse<S: AsyncWrite + Unpin>(stream: &mut S, code: &str, message: &str, hint: Option<&str>) {
     let mut answer = BytesMut::new();
     put_error(&mut answer, "FATAL", code, message, hint);
     let _ = stream.write_all(&answer).await;
     let _ = stream.shutdown().await;
-}
-
-/// A connection to where a database's owner is.
-pub(super) async fn reach(database: &Database) -> Result<(Stream, Arc<crate::traffic::route::Target>, i64), backend::BackendError> {
-    loop {
-        database.gate.wait_open().await;
-        let route = database.route.load_full();
-        let stream = backend::connect(&route.owner.url).await?;
-        if database.route.load().epoch == route.epoch {
-            return Ok((stream, route.owner.clone(), route.epoch));
-        }
-    }
 }

@@ -1,5 +1,6 @@
 //! Client sessions: accept, start up, relay, and follow the routing snapshot.
 //!
+//! A connection is met by [`arrival`] (encryption, direct TLS, cancels) and logged in by [`log_in`] (relayed or ended here).
 //! The protocol's bookkeeping is pure ([`conversation`]); sockets are moved by [`relay`]; [`serving`] answers a read from a
 //! shadow; [`moving`] takes a session to a new owner between two transactions.
 //!
@@ -8,8 +9,11 @@
 //! Invariants: the client's own bytes are forwarded; what is not understood passes through; nothing of a shadow is ever
 //! waited for, except an answer that the session has chosen to serve, and that only for a bounded time.
 
+mod arrival;
 pub mod conversation;
 mod front_door;
+mod log_in;
+mod lookup;
 mod moving;
 mod observing;
 mod relay;

@@ -184,14 +184,14 @@ impl Attachments {
         let (identity, info) = (identity.clone(), info.clone());
         let opening = self.background.spawn(async move {
             let parameters: Vec<(&[u8], &[u8])> = identity.parameters.iter().map(|(name, value)| (&name[..], &value[..])).collect();
-            let mut opened = Connection::open(&url, &parameters).await;
+            let mut opened = Connection::open_as(&url, &url.user, &identity.login_at(&url), &parameters).await;
             for _ in 1..STANDBY_ATTEMPTS {
                 if !standby || opened.is_ok() {
                     break;
                 }
                 *info.attach_error.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = opened.as_ref().err().map(ToString::to_string);
                 tokio::time::sleep(RETRY_AFTER / 2).await;
-                opened = Connection::open(&url, &parameters).await;
+                opened = Connection::open_as(&url, &url.user, &identity.login_at(&url), &parameters).await;
             }
             if let (false, Ok(connection)) = (writable, &mut opened)
                 && let Err(error) = connection.simple_query("SET default_transaction_read_only = on").await

@@ -1,17 +1,18 @@
-//! Start-up: the client's parameters go to the owner, authentication is relayed (trust, password, md5, SCRAM), the
-//! cancellation key is replaced by our own.
+//! A session from its log-in to its end: registered for cancels and cutovers, then relayed.
 
 use super::{
-    front_door::{CancelTarget, FrontDoor, LOGIN_TIMEOUT, reach, refuse},
+    front_door::{CancelTarget, FrontDoor, refuse},
+    log_in::{Admitted, ClientKey, log_in},
     relay::{Relay, Server, note_parameter},
 };
 use crate::{
-    net::Stream,
+    auth::{Ended, scram::random},
+    net::{ClientTls, Stream},
     traffic::{
         copies::Identity,
         database::{Database, Mailbox, SessionInfo, pin},
     },
-    wire::{self, Message, backend::TransactionStatus, frontend, put, put_sized, take_cstr, take_i32},
+    wire::{self, Message, frontend, put},
 };
 use bytes::{Bytes, BytesMut};
 use std::{
@@ -24,28 +25,35 @@ use std::{
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
-/// Longest message of a client during authentication (`PG_MAX_AUTH_TOKEN_LENGTH`, `src/include/libpq/auth.h`).
-const AUTH_BYTES_MAX: usize = 65_535;
-
 /// How often a replication connection looks whether understudy is shutting down.
 const REPLICATION_LOOK: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// A client that has said who it is.
 pub(super) struct Client {
     pub stream: Stream,
+    /// Bytes that came behind the start-up packet.
+    pub buffer: BytesMut,
     pub peer: SocketAddr,
+    /// `None`: not over TLS.
+    pub tls: Option<ClientTls>,
     pub version: i32,
     pub parameters: Vec<(Bytes, Bytes)>,
 }
 
+impl Client {
+    /// Of a parameter that comes several times the last one counts, as in PostgreSQL.
+    pub fn parameter(&self, name: &[u8]) -> Option<&Bytes> {
+        self.parameters.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value)
+    }
+}
+
 /// Serves a client until it ends.
-pub(super) async fn run(door: Arc<FrontDoor>, database: Arc<Database>, client: Client, id: u64) {
-    let find =
-        |name: &[u8]| client.parameters.iter().find(|(key, _)| key == name).map(|(_, value)| String::from_utf8_lossy(value).into_owned());
+pub(super) async fn run(door: Arc<FrontDoor>, database: Arc<Database>, client: Client, id: u64, deadline: Instant) {
+    let find = |name: &[u8]| client.parameter(name).map(|value| String::from_utf8_lossy(value).into_owned());
     let info = Arc::new(SessionInfo {
         id,
         peer: client.peer.to_string(),
-        user: find(b"user").unwrap_or_default(),
+        user: find(b"user").map(role).unwrap_or_default(),
         application: find(b"application_name").unwrap_or_default(),
         since: Instant::now(),
         epoch: AtomicI64::new(0),
@@ -56,10 +64,27 @@ pub(super) async fn run(door: Arc<FrontDoor>, database: Arc<Database>, client: C
         mailbox: Mailbox::default(),
     });
     let replication = client.parameters.iter().any(|(name, value)| &name[..] == b"replication" && replicates(value));
-    let key = door.cancel_key(id);
-    serve(&door, &database, client, info, &key, replication).await;
-    door.cancels.remove(&key);
+    let key = ClientKey { pid: (id as i32) & i32::MAX, secret: random() };
+    serve(&door, &database, client, info, &key, replication, deadline).await;
     database.sessions.remove(&id);
+}
+
+/// A role's name as the server will take it (`NAMEDATALEN`): a longer one must not slip past a rule for the short one.
+fn role(mut name: String) -> String {
+    name.truncate(name.floor_char_boundary(63));
+    name
+}
+
+/// Whoever has this key may cancel what the session does, until it ends.
+struct Cancellable<'a> {
+    door: &'a FrontDoor,
+    key: (i32, Bytes),
+}
+
+impl Drop for Cancellable<'_> {
+    fn drop(&mut self) {
+        self.door.cancels.remove(&self.key);
+    }
 }
 
 async fn serve(
@@ -67,52 +92,27 @@ async fn serve(
     database: &Arc<Database>,
     mut client: Client,
     info: Arc<SessionInfo>,
-    key: &(i32, Bytes),
+    key: &ClientKey,
     replication: bool,
+    deadline: Instant,
 ) {
-    let (stream, owner, epoch) = match reach(database).await {
-        Ok(reached) => reached,
-        Err(error) => {
-            tracing::warn!(database = %database.name, %error, "cannot connect a client to the owner of the writes");
-            let message = format!("understudy cannot reach the server of database \"{}\"", database.name);
-            return refuse(&mut client.stream, "08006", &message, Some("see SHOW SERVERS and the log of understudy")).await;
+    // boxed: what a log-in needs is given back before the first statement
+    let log_in = Box::pin(log_in(door, database, &mut client, &info, key));
+    let admitted = match tokio::time::timeout_at(deadline.into(), log_in).await {
+        Ok(Ok(admitted)) => admitted,
+        Ok(Err(Ended::Gone)) => return,
+        Ok(Err(Ended::Denied(denial))) => return refuse(&mut client.stream, denial.code, &denial.message, denial.hint).await,
+        Err(_) => {
+            let hint = "login_timeout in proxy.toml says how long a log-in may take";
+            return refuse(&mut client.stream, "57014", "canceling authentication due to timeout", Some(hint)).await;
         }
     };
-    let mut server = Server { stream, from: BytesMut::new(), key: (0, Bytes::new()), parameters: Vec::new(), epoch, bulk: false };
-    let mut startup = BytesMut::new();
-    put_sized(&mut startup, |b| {
-        b.extend_from_slice(&client.version.to_be_bytes());
-        let mut named = false;
-        for (name, value) in &client.parameters {
-            wire::put_cstr(b, name);
-            if &name[..] == b"database" {
-                named = true;
-                wire::put_cstr(b, owner.url.dbname.as_bytes());
-            } else {
-                wire::put_cstr(b, value);
-            }
-        }
-        if !named {
-            wire::put_cstr(b, b"database");
-            wire::put_cstr(b, owner.url.dbname.as_bytes());
-        }
-        b.extend_from_slice(&[0]);
-    });
-    let mut from_client = BytesMut::new();
-    let target = CancelTarget { url: (*owner).clone(), pid: 0, key: Bytes::new() };
-    let cancel = Arc::new(Mutex::new(target));
-    let log_in = log_in(&mut client.stream, &mut from_client, &mut server, &startup, key);
-    match tokio::time::timeout(LOGIN_TIMEOUT, log_in).await {
-        Ok(Some(())) => {}
-        Ok(None) => return,
-        Err(_) => return refuse(&mut client.stream, "08P01", "login took too long", None).await,
-    }
-    {
-        let mut target = cancel.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        (target.pid, target.key) = server.key.clone();
-    }
-    door.cancels.insert(key.clone(), cancel.clone());
-    info.epoch.store(epoch, std::sync::atomic::Ordering::SeqCst);
+    let Admitted { server, owner, login, version } = admitted;
+    let (pid, secret) = server.key.clone();
+    let cancel = Arc::new(Mutex::new(CancelTarget { url: (*owner).clone(), pid, key: secret }));
+    let cancellable = Cancellable { door, key: key.of(version) };
+    door.cancels.insert(cancellable.key.clone(), cancel.clone());
+    info.epoch.store(server.epoch, std::sync::atomic::Ordering::SeqCst);
     if replication {
         info.pins.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(pin::REPLICATION);
     }
@@ -128,67 +128,19 @@ async fn serve(
             }
         };
         tokio::select! {
-            () = pass_through(client.stream, from_client, server) => {}
+            () = pass_through(client.stream, client.buffer, server) => {}
             () = closing => {}
         }
         return;
     }
-    let own = |name: &Bytes| [&b"user"[..], b"database", b"replication"].contains(&&name[..]);
+    let own = |name: &Bytes| [&b"user"[..], b"database", b"replication"].contains(&&name[..]) || name.starts_with(b"_pq_.");
     let parameters = client.parameters.iter().filter(|(name, _)| !own(name)).cloned().collect();
-    let identity = Arc::new(Identity { user: info.user.clone(), parameters });
-    let relay = Relay::new(door.clone(), database.clone(), info, identity, client.stream, from_client, server, cancel);
+    let identity = Arc::new(Identity { user: info.user.clone(), parameters, login });
+    let relay = Relay::new(door.clone(), database.clone(), info, identity, client.stream, client.buffer, server, cancel);
     let _ = door.threads.spawn(relay.run()).await; // an error: the session has panicked, which ends it too
 }
 
-/// Relays until the first ReadyForQuery. `None`: one side went away, and the other has been told what there was to tell.
-async fn log_in(client: &mut Stream, from_client: &mut BytesMut, server: &mut Server, startup: &[u8], key: &(i32, Bytes)) -> Option<()> {
-    server.stream.write_all(startup).await.ok()?;
-    let mut to_client = BytesMut::new();
-    loop {
-        let message = next(&mut server.stream, &mut server.from).await?;
-        let mut body = &message.body[..];
-        match message.tag {
-            b'K' => {
-                let pid = take_i32(&mut body)?;
-                server.key = (pid, message.body.slice_ref(body));
-                put(&mut to_client, b'K', |b| {
-                    b.extend_from_slice(&key.0.to_be_bytes());
-                    b.extend_from_slice(&key.1);
-                });
-                continue;
-            }
-            b'S' => {
-                let (name, value) = (take_cstr(&mut body)?, take_cstr(&mut body)?);
-                server.parameters.push((Bytes::copy_from_slice(name), Bytes::copy_from_slice(value)));
-            }
-            _ => {}
-        }
-        put(&mut to_client, message.tag, |b| b.extend_from_slice(&message.body));
-        let answer_wanted = message.tag == b'R' && !matches!(message.body.get(..4), Some([0, 0, 0, 0 | 12]));
-        let ready = message.tag == b'Z' && TransactionStatus::parse(&message.body).is_some();
-        if answer_wanted || ready || message.tag == b'E' || to_client.len() > AUTH_BYTES_MAX {
-            client.write_all(&to_client).await.ok()?;
-            to_client.clear();
-        }
-        if ready {
-            return Some(());
-        }
-        if message.tag == b'E' {
-            return None;
-        }
-        if answer_wanted {
-            let answer = next(client, from_client).await?;
-            if answer.tag != b'p' || answer.body.len() > AUTH_BYTES_MAX {
-                return None;
-            }
-            let mut bytes = BytesMut::new();
-            put(&mut bytes, b'p', |b| b.extend_from_slice(&answer.body));
-            server.stream.write_all(&bytes).await.ok()?;
-        }
-    }
-}
-
-async fn next<S: AsyncRead + Unpin>(stream: &mut S, buffer: &mut BytesMut) -> Option<Message> {
+pub(super) async fn next<S: AsyncRead + Unpin>(stream: &mut S, buffer: &mut BytesMut) -> Option<Message> {
     loop {
         if wire::peek(buffer).ok()?.is_some_and(|header| header.len > 1 << 20) {
             return None;

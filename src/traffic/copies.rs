@@ -1,7 +1,7 @@
 //! Copies of client statements for a shadow, and the bounded queue they wait in.
 
 use super::{answer::Answer, fence::Needed};
-use crate::{sql::Class, wire::frontend::Parse};
+use crate::{auth::ServerLogin, config::ServerUrl, sql::Class, wire::frontend::Parse};
 use bytes::Bytes;
 use std::{
     sync::{
@@ -47,6 +47,18 @@ pub struct Identity {
     pub user: String,
     /// Start-up parameters besides user, database and replication, in order.
     pub parameters: Vec<(Bytes, Bytes)>,
+    /// What its log-in has revealed, for servers where no password is configured.
+    pub login: ServerLogin,
+}
+
+impl Identity {
+    /// With what to log in at a server: a configured password, or what the client's own log-in has revealed.
+    pub fn login_at(&self, url: &ServerUrl) -> ServerLogin {
+        match &url.password {
+            Some(password) => ServerLogin::Password(password.clone()),
+            None => self.login.clone(),
+        }
+    }
 }
 
 /// A read whose answer is to be compared.
@@ -215,7 +227,7 @@ mod tests {
         let (queue, _receivers) = CopyQueue::new(1, ByteBudget::new(usize::MAX / 2));
         let copy = || {
             Copy::Write(Box::new(RehearsedTransaction {
-                identity: Arc::new(Identity { user: "a".into(), parameters: vec![] }),
+                identity: Arc::new(Identity { user: "a".into(), parameters: vec![], login: ServerLogin::Nothing }),
                 steps: vec![],
                 began_at: crate::lsn::Lsn::ZERO,
                 needed: Needed::default(),

@@ -145,7 +145,7 @@ impl Runner {
         self.refused.retain(|_, since| since.elapsed() < LOGIN_RETRY);
         let url: ServerUrl = self.database.url_for(&self.target, &identity.user);
         let opened = tokio::time::timeout(self.limit.max(Duration::from_secs(1)), async {
-            let mut connection = Connection::open(&url, &own_parameters(identity)).await?;
+            let mut connection = Connection::open_as(&url, &url.user, &identity.login_at(&url), &own_parameters(identity)).await?;
             connection.simple_query(self.set_up).await?;
             Ok::<_, BackendError>(connection)
         })

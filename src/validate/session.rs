@@ -3,7 +3,7 @@
 use super::ValidateError;
 use crate::config::ServerUrl;
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 
 /// Longest wait for a lock on a table: the comparison must not queue up before the application's own DDL.
 const SETTINGS: &str = "SET datestyle = 'ISO, MDY'; SET timezone = 'UTC'; SET intervalstyle = 'postgres'; SET extra_float_digits = 1; \
@@ -37,8 +37,8 @@ pub(super) fn describe(error: &tokio_postgres::Error) -> String {
 
 impl Session {
     pub async fn open(url: &ServerUrl, side: &'static str) -> Result<Session, ValidateError> {
-        let refuse = |error: tokio_postgres::Error| ValidateError::Connect { side, reason: format!("{url}: {}", describe(&error)) };
-        let (client, connection) = url.to_tokio("understudy verify").connect(NoTls).await.map_err(refuse)?;
+        let refuse = |error| ValidateError::Connect { side, reason: format!("{url}: {error}") };
+        let (client, connection) = crate::backend::control(url, "understudy verify").await.map_err(refuse)?;
         let task = tokio::spawn(async move {
             // What ends a connection is reported by the statement that was running on it.
             let _ = connection.await;

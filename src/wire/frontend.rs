@@ -149,10 +149,10 @@ impl Startup {
     }
 }
 
-/// Appends a protocol 3.0 start-up message.
-pub fn put_startup<'a>(buffer: &mut BytesMut, parameters: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) {
+/// Appends a start-up message of a protocol version.
+pub fn put_startup<'a>(buffer: &mut BytesMut, version: i32, parameters: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) {
     put_sized(buffer, |b| {
-        b.extend_from_slice(&196_608i32.to_be_bytes());
+        b.extend_from_slice(&version.to_be_bytes());
         for (name, value) in parameters {
             put_cstr(b, name);
             put_cstr(b, value);

@@ -60,11 +60,11 @@ fn frontend(bytes: &[u8]) {
 fn startup(bytes: &[u8]) {
     let body = Bytes::copy_from_slice(bytes);
     match frontend::Startup::parse(&body) {
-        Some(frontend::Startup::Parameters { parameters, .. }) => {
+        Some(frontend::Startup::Parameters { version, parameters }) => {
             let mut written = BytesMut::new();
-            frontend::put_startup(&mut written, parameters.iter().map(|(name, value)| (&name[..], &value[..])));
+            frontend::put_startup(&mut written, version, parameters.iter().map(|(name, value)| (&name[..], &value[..])));
             let again = frontend::Startup::parse(&written.freeze().slice(4..));
-            assert_eq!(again, Some(frontend::Startup::Parameters { version: 196_608, parameters }));
+            assert_eq!(again, Some(frontend::Startup::Parameters { version, parameters }));
         }
         Some(frontend::Startup::Cancel { pid, key }) => {
             let mut written = BytesMut::new();
