@@ -14,6 +14,7 @@ pub mod demo;
 pub mod lsn;
 pub mod metadata;
 pub mod monitor;
+pub mod net;
 pub mod schema;
 pub mod session;
 pub mod sql;

@@ -2,18 +2,14 @@
 
 use crate::{
     config::ServerUrl,
+    net::Stream,
     wire::{self, Message, WireError, backend::ErrorFields, frontend, put, put_cstr, take_cstr, take_i32},
 };
 use bytes::{Bytes, BytesMut};
 use postgres_protocol::authentication::{md5_hash, sasl};
-use std::{
-    io,
-    pin::Pin,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{io, time::Duration};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UnixStream},
 };
 
@@ -62,68 +58,25 @@ impl From<WireError> for BackendError {
     }
 }
 
-/// TCP or a Unix socket.
-#[derive(Debug)]
-pub enum Stream {
-    /// TCP, with Nagle's algorithm off.
-    Tcp(TcpStream),
-    /// A Unix-domain socket.
-    Unix(UnixStream),
-}
-
-impl Stream {
-    /// Connects to a server.
-    ///
-    /// # Errors
-    /// [`BackendError::Connect`], [`BackendError::Timeout`]
-    pub async fn connect(url: &ServerUrl) -> Result<Self, BackendError> {
-        let server = format!("{}:{}", url.host, url.port);
-        let connecting = async {
-            if url.host.starts_with('/') {
-                UnixStream::connect(format!("{}/.s.PGSQL.{}", url.host, url.port)).await.map(Stream::Unix)
-            } else {
-                let stream = TcpStream::connect((url.host.as_str(), url.port)).await?;
-                stream.set_nodelay(true)?;
-                Ok(Stream::Tcp(stream))
-            }
-        };
-        match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
-            Ok(Ok(stream)) => Ok(stream),
-            Ok(Err(source)) => Err(BackendError::Connect { server, source }),
-            Err(_) => Err(BackendError::Timeout { server }),
+/// Connects to a server.
+///
+/// # Errors
+/// [`BackendError::Connect`], [`BackendError::Timeout`]
+pub async fn connect(url: &ServerUrl) -> Result<Stream, BackendError> {
+    let server = format!("{}:{}", url.host, url.port);
+    let connecting = async {
+        if url.host.starts_with('/') {
+            UnixStream::connect(format!("{}/.s.PGSQL.{}", url.host, url.port)).await.map(Stream::Unix)
+        } else {
+            let stream = TcpStream::connect((url.host.as_str(), url.port)).await?;
+            stream.set_nodelay(true)?;
+            Ok(Stream::Tcp(stream))
         }
-    }
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
-            Stream::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
-        }
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Stream::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
-            Stream::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Tcp(stream) => Pin::new(stream).poll_flush(context),
-            Stream::Unix(stream) => Pin::new(stream).poll_flush(context),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
-            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(context),
-        }
+    };
+    match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(source)) => Err(BackendError::Connect { server, source }),
+        Err(_) => Err(BackendError::Timeout { server }),
     }
 }
 
@@ -154,7 +107,7 @@ impl Connection {
     }
 
     async fn open_unbounded(url: &ServerUrl, parameters: &[(&[u8], &[u8])]) -> Result<Self, BackendError> {
-        let stream = Stream::connect(url).await?;
+        let stream = connect(url).await?;
         let mut connection =
             Connection { stream, buffer: BytesMut::with_capacity(8 << 10), parameters: Vec::new(), key: (0, Bytes::new()) };
         let mut startup = BytesMut::new();
@@ -299,7 +252,7 @@ impl Connection {
 /// # Errors
 /// [`BackendError`]
 pub async fn cancel(url: &ServerUrl, pid: i32, key: &[u8]) -> Result<(), BackendError> {
-    let mut stream = Stream::connect(url).await?;
+    let mut stream = connect(url).await?;
     let mut request = BytesMut::new();
     frontend::put_cancel(&mut request, pid, key);
     stream.write_all(&request).await?;

@@ -6,4 +6,4 @@
 
 mod connection;
 
-pub use connection::{BackendError, Connection, Stream, cancel};
+pub use connection::{BackendError, Connection, cancel, connect};

@@ -6,10 +6,10 @@
 
 use super::{
     CdcError, MARKER_PREFIX,
+    batch::Pending,
     error::Attempt,
     pgoutput::{Message, Relation},
     plan::Plan,
-    rows::Pending,
     session,
     shared::{Held, HeldState, Phase, Shared, TableName, lock, now_us},
     stream::{Item, Queue, caught_up},
@@ -26,17 +26,25 @@ use std::{
 use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::Client;
 
-/// Transactions of the owner in one of the follower, when behind. More save little and keep locks longer.
-const GROUP_TRANSACTIONS_MAX: usize = 100;
+/// How much of the stream becomes one transaction of the follower.
+struct Limits {
+    /// Transactions of the owner.
+    transactions: usize,
+    /// Row changes after which the group is closed at the next commit.
+    changes: u64,
+}
 
-/// Row changes after which a group is closed at the next commit.
-const GROUP_CHANGES_MAX: u64 = 2_000;
+/// Near real time, when several transactions wait: few, so that none of them waits long for the others.
+const LIVE: Limits = Limits { transactions: 100, changes: 2_000 };
+
+/// Behind: as many as fold well. More save little and keep locks longer.
+const BEHIND: Limits = Limits { transactions: 5_000, changes: 20_000 };
 
 /// Row changes sent to the follower in one go.
-const BATCH_CHANGES_MAX: usize = 512;
+const BATCH_CHANGES_MAX: usize = 20_000;
 
-/// Bytes of row changes sent in one go.
-const BATCH_BYTES_MAX: usize = 4 << 20;
+/// Bytes of row changes sent in one go; as arrays and COPY data they are in memory once more.
+const BATCH_BYTES_MAX: usize = 8 << 20;
 
 /// The prefix of the messages that the capture on the owner emits.
 const DDL_PREFIX: &[u8] = b"understudy.ddl";
@@ -220,14 +228,15 @@ impl Applier {
     /// Reads one transaction, and more while they are there already, and commits them. `false`: the reader ended.
     async fn group(&mut self, commit_lsn: Lsn, commit_us: i64) -> Result<bool, CdcError> {
         let mut group = Group { commit_lsn, ..Group::default() };
+        let limits = if now_us() - commit_us < LIVE_LAG_US { LIVE } else { BEHIND };
         self.shared.oldest_us.store(commit_us, Ordering::Release);
         loop {
             if !self.transaction(&mut group).await? {
                 return Ok(false);
             }
             if group.alone
-                || group.changes >= GROUP_CHANGES_MAX
-                || group.commits_us.len() >= GROUP_TRANSACTIONS_MAX
+                || group.changes >= limits.changes
+                || group.commits_us.len() >= limits.transactions
                 || self.start.marker.is_some()
             {
                 break;
@@ -301,8 +310,12 @@ impl Applier {
         if !self.plans.contains_key(&relation) && self.try_plan(relation, &table).await?.is_err() {
             self.overtaken(group).await?;
         }
-        if lock(&self.shared.held).contains_key(&table) {
-            return self.spool(group, relation, raw).await;
+        let held = lock(&self.shared.held).get(&table).map(|held| (held.state, held.since));
+        match held {
+            // The copy of its rows is younger than this change.
+            Some((HeldState::Copied, since)) if group.commit_lsn < since => return Ok(()),
+            Some(_) => return self.spool(group, relation, raw).await,
+            None => {}
         }
         let Some(plan) = self.plan(group, relation, &table).await? else { return self.spool(group, relation, raw).await };
         if plan.keyed()

@@ -7,7 +7,7 @@ use super::{
     copy,
     error::{Attempt, describe},
     names::{ident, qualified},
-    sequences, session,
+    poll, sequences, session,
     shared::{HeldState, Shared, TableName, lock},
 };
 use crate::{
@@ -46,6 +46,7 @@ pub(super) fn start(shared: &Arc<Shared>) -> JoinSet<Result<(), CdcError>> {
     tasks.spawn(keep_sequences_ahead(Arc::clone(shared)));
     tasks.spawn(run_deferred(Arc::clone(shared)));
     tasks.spawn(copy_again(Arc::clone(shared)));
+    tasks.spawn(poll::follow(Arc::clone(shared)));
     tasks
 }
 
@@ -208,19 +209,22 @@ async fn recopy(shared: &Shared, table: &TableName, asked: Lsn) -> Result<(), Cd
         )
         .await
         .attempt("read the table's columns")?;
-    let Some(first) = columns.first() else {
-        return Err(CdcError::Setup(format!("{name} is not on the owner any more")));
-    };
     let list = columns.iter().map(|row| ident(row.get(0))).collect::<Vec<_>>().join(", ");
-    let out = if first.get(1) { format!("COPY (SELECT {list} FROM {name}) TO STDOUT") } else { format!("COPY {name} ({list}) TO STDOUT") };
+    let partitioned = columns.first().is_some_and(|first| first.get(1));
+    let out = if partitioned { format!("COPY (SELECT {list} FROM {name}) TO STDOUT") } else { format!("COPY {name} ({list}) TO STDOUT") };
+    // Without ONLY, tables that inherit from it would be emptied, too.
+    let only = if partitioned { "" } else { "ONLY " };
     let writer = session::connect_writer(&shared.spec.to, "recopy writer").await?;
     writer.batch_execute("BEGIN; SAVEPOINT emptied").await.attempt("begin a transaction on the follower")?;
-    if writer.batch_execute(&format!("TRUNCATE {name}")).await.is_err() {
+    if writer.batch_execute(&format!("TRUNCATE {only}{name}")).await.is_err() {
         // Referenced by a foreign key.
         writer.batch_execute("ROLLBACK TO SAVEPOINT emptied").await.attempt("undo on the follower")?;
-        writer.batch_execute(&format!("DELETE FROM {name}")).await.attempt("empty the follower's table")?;
+        writer.batch_execute(&format!("DELETE FROM {only}{name}")).await.attempt("empty the follower's table")?;
     }
-    copy::stream_table(&reader, &writer, &out, &format!("COPY {name} ({list}) FROM STDIN"), &name, |_| ()).await?;
+    // A table that the owner has dropped since has no rows; the stream says what becomes of it.
+    if !columns.is_empty() {
+        copy::stream_table(&reader, &writer, &out, &format!("COPY {name} ({list}) FROM STDIN"), &name, |_| ()).await?;
+    }
     let marked = writer
         .execute(
             "UPDATE understudy.held_table SET state = 'copied', since_lsn = $4::text::pg_lsn

@@ -1,28 +1,39 @@
-//! The snapshot copy: slot and snapshot in one command, schema at that snapshot, rows by several workers, indexes and
-//! constraints afterwards. What was made on the follower is written down in the same transaction that makes it, so that a copy
-//! that was interrupted takes back exactly its own work and starts over.
+//! The snapshot copy: slot and snapshot in one command, schema at that snapshot, rows by several workers, indexes and constraints
+//! afterwards.
+//!
+//! An exported snapshot ends with the session that exported it, so a copy whose process (or owner) died cannot go on at the same
+//! one. It keeps what is whole: each table that had arrived is remembered in the transaction of its rows. The others are
+//! copied at a new snapshot, and what the stream, which starts at the first one, says about them before the second is left out:
+//! the way of native table synchronisation. What was made on the follower is written down in the transaction that makes it, so that a
+//! copy that cannot go on (its slot is gone) takes back exactly its own work and starts over.
 //! Source: PostgreSQL documentation, "Streaming Replication Protocol" (CREATE_REPLICATION_SLOT), "Snapshot Synchronization
-//! Functions".
+//! Functions", "Logical Replication Architecture: Initial Snapshot".
 
 use super::{
-    CdcError,
+    CdcError, copy_objects, copy_plan,
+    copy_rows::{self, Left, LeftOut},
+    copy_schema,
     dump::{self, Section},
-    error::{Attempt, describe},
+    error::Attempt,
     install,
     names::{SCHEMA, ident, literal, qualified},
     roles, sequences, session,
-    shared::{Phase, Shared, lock},
+    shared::{HeldState, Phase, Shared, TableName, lock},
 };
-use crate::{backend::Connection, lsn::Lsn, metadata::Severity};
+use crate::{
+    backend::Connection,
+    lsn::Lsn,
+    metadata::{ProposalDraft, Severity},
+};
 use bytes::Bytes;
 use futures_util::{SinkExt, TryStreamExt};
 use std::{
-    collections::VecDeque,
+    collections::BTreeSet,
     pin::pin,
-    sync::{Arc, Mutex, atomic::Ordering},
+    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
-use tokio_postgres::{Client, error::SqlState};
+use tokio_postgres::Client;
 
 /// A transaction that has written and stays open longer than this holds up the creation of the slot: it is named.
 const OPEN_WRITER: &str = "3 seconds";
@@ -30,98 +41,306 @@ const OPEN_WRITER: &str = "3 seconds";
 /// How often those who hold it up are looked at.
 const OPEN_WRITER_PERIOD: Duration = Duration::from_secs(5);
 
-/// Rows assumed per 8-kB page where there are no statistics.
-const ROWS_PER_PAGE_GUESS: i64 = 50;
+/// `invalid_text_representation`: what an enum says to a label that it does not have.
+const UNKNOWN_LABEL: &str = "22P02";
 
-/// One table to copy.
-struct Table {
-    name: String,
-    out: String,
-    into: String,
+/// What a copy needs all the time.
+struct Ends<'a> {
+    shared: &'a Shared,
+    /// Session on the owner without a snapshot.
+    owner: Client,
+    follower: Client,
+    /// `server_version_num` of owner and follower.
+    versions: (u32, u32),
 }
 
-/// Makes the follower equal to the owner at one position and returns it. Does nothing when that was done before.
+/// Makes the follower equal to the owner at one position, as far as its stream does not know better. Does nothing when that was done
+/// before; goes on where an earlier run was interrupted.
 pub(super) async fn run(shared: &Shared) -> Result<(), CdcError> {
     let (spec, feed) = (&shared.spec, shared.feed.as_str());
     let owner = session::connect(&spec.from, "copy").await?;
     let version = install::check_owner(&owner, &spec.from).await?;
     let follower = session::connect_writer(&spec.to, "copy").await?;
     install::target_tables(&follower).await?;
-    let phase =
-        follower.query_opt("SELECT phase FROM understudy.progress WHERE feed = $1", &[&feed]).await.attempt("read the feed's progress")?;
-    match phase.as_ref().map(|row| row.get::<_, &str>(0)) {
-        Some("streaming") => {
-            shared.copy.done.store(true, Ordering::Relaxed);
-            return Ok(());
-        }
-        // it equalled the owner at a marker: there is nothing to copy
-        Some(phase) if install::awaited_marker(phase).is_some() => {
-            shared.copy.done.store(true, Ordering::Relaxed);
-            return Ok(());
-        }
-        Some(_) => clean(shared, &follower).await?,
-        None => {}
-    }
-    shared.set_phase(Phase::Copying);
-    shared.copy.reset();
-    let pg_dump = dump::find(version / 10_000).await?;
-    install::drop_slot(&owner, feed).await?;
-    refuse_conflicts(shared, &owner, &follower).await?;
-    install::forget(&follower, feed).await?;
-    follower
-        .execute("INSERT INTO understudy.progress (feed, phase, commit_lsn, end_lsn) VALUES ($1, 'copying', '0/0', '0/0')", &[&feed])
-        .await
-        .attempt("store the feed's progress")?;
-    for warning in install::prepare_owner(&owner, feed).await? {
-        shared.event(Severity::Warning, &warning, serde_json::json!({}));
-    }
-    // Holds the snapshot until its importers have it; it must stay idle.
-    let mut exporter = session::connect_replication(&spec.from).await?;
-    let (consistent, snapshot) = create_slot(shared, &owner, &mut exporter, version, feed, false).await?;
-    let keeper = import(shared, &snapshot, "copy keeper").await?;
-    shared.event(
-        Severity::Info,
-        "the copy began at one snapshot of the owner",
-        serde_json::json!({"lsn": consistent.to_string(), "workers": spec.copy_workers}),
-    );
-    warn_of_what_stays_behind(shared, &keeper).await?;
-    for problem in roles::copy(&keeper, &follower).await? {
-        shared.event(Severity::Warning, &problem, serde_json::json!({}));
-    }
-    let target_version = session::version(&follower).await?;
-    let schema = dump::run(&pg_dump, &spec.from, Section::PreData, &snapshot).await?;
-    restore_schema(shared, &dump::fit(&schema, target_version)).await?;
-    copy_rows(shared, &keeper, &snapshot).await?;
-    let schema = dump::run(&pg_dump, &spec.from, Section::PostData, &snapshot).await?;
-    let builder = session::connect_writer(&spec.to, "copy schema").await?;
-    builder.batch_execute("SET maintenance_work_mem = '128MB'").await.attempt("set up a session")?;
-    builder.batch_execute(&dump::fit(&schema, target_version)).await.attempt("build indexes and constraints on the follower")?;
-    sequences::advance(&owner, &follower).await?;
-    refresh_materialized_views(shared, &keeper, &follower).await?;
-    follower.batch_execute("ANALYZE").await.attempt("analyze the follower")?;
-    shared.adapter.baseline(&keeper).await?;
-    // The fact that makes the copy valid: from here on a restart goes on with the stream.
     let stored = follower
-        .execute(
-            "UPDATE understudy.progress SET phase = 'streaming', commit_lsn = $2::text::pg_lsn, end_lsn = $2::text::pg_lsn, at = now()
-             WHERE feed = $1",
-            &[&feed, &consistent.to_string()],
+        .query_opt("SELECT phase, end_lsn::text FROM understudy.progress WHERE feed = $1", &[&feed])
+        .await
+        .attempt("read the feed's progress")?;
+    let target_version = session::version(&follower).await?;
+    let ends = Ends { shared, owner, follower, versions: (version, target_version) };
+    let consistent = match stored.as_ref().map(|row| (row.get::<_, &str>(0), row.get::<_, &str>(1))) {
+        // It follows already, or it equalled the owner at a marker: there is nothing to copy.
+        Some((phase, _)) if phase == "streaming" || install::awaited_marker(phase).is_some() => {
+            shared.copy.done.store(true, Ordering::Relaxed);
+            return Ok(());
+        }
+        Some(("loading", position)) if ends.slot_holds(session::lsn(position)?).await? => {
+            copy_rows::end_predecessors(&ends.follower).await?;
+            shared.set_phase(Phase::Copying);
+            shared.copy.reset();
+            let consistent = session::lsn(position)?;
+            ends.go_on().await?;
+            consistent
+        }
+        stored => {
+            shared.set_phase(Phase::Copying);
+            shared.copy.reset();
+            if stored.is_some() {
+                copy_rows::end_predecessors(&ends.follower).await?;
+                clean(shared, &ends.follower).await?;
+            }
+            ends.begin().await?
+        }
+    };
+    copy_schema::build(shared, &ends.follower).await?;
+    sequences::advance(&ends.owner, &ends.follower).await?;
+    copy_schema::refresh_materialized_views(shared, &ends.owner, &ends.follower).await?;
+    copy_schema::analyze(shared, &ends.follower).await?;
+    ends.complete(consistent).await
+}
+
+impl Ends<'_> {
+    /// The slot still holds everything behind the copy's position.
+    async fn slot_holds(&self, consistent: Lsn) -> Result<bool, CdcError> {
+        let row = self
+            .owner
+            .query_opt(
+                "SELECT coalesce(confirmed_flush_lsn, '0/0')::text, coalesce(wal_status, '') FROM pg_replication_slots
+                 WHERE slot_name = $1 AND plugin = 'pgoutput' AND database = current_database()",
+                &[&self.shared.feed],
+            )
+            .await
+            .attempt("look for the replication slot")?;
+        let Some(row) = row else { return Ok(false) };
+        Ok(row.get::<_, &str>(1) != "lost" && session::lsn(row.get(0))? <= consistent)
+    }
+
+    /// A copy from nothing. Returns its position.
+    async fn begin(&self) -> Result<Lsn, CdcError> {
+        let Ends { shared, owner, follower, versions } = self;
+        let (spec, feed) = (&shared.spec, shared.feed.as_str());
+        let pg_dump = dump::find(versions.0 / 10_000).await?;
+        install::drop_slot(owner, feed).await?;
+        refuse_conflicts(shared, owner, follower).await?;
+        install::forget(follower, feed).await?;
+        follower
+            .execute("INSERT INTO understudy.progress (feed, phase, commit_lsn, end_lsn) VALUES ($1, 'copying', '0/0', '0/0')", &[&feed])
+            .await
+            .attempt("store the feed's progress")?;
+        for warning in install::prepare_owner(owner, feed).await? {
+            shared.event(Severity::Warning, &warning, serde_json::json!({}));
+        }
+        // Holds the snapshot until its importers have it; it must stay idle.
+        let mut exporter = session::connect_replication(&spec.from).await?;
+        let (consistent, snapshot) = create_slot(shared, owner, &mut exporter, versions.0, feed, false).await?;
+        let keeper = import(shared, &snapshot, "copy keeper").await?;
+        shared.event(
+            Severity::Info,
+            "the copy began at one snapshot of the owner",
+            serde_json::json!({"lsn": consistent.to_string(), "workers": spec.copy_workers}),
+        );
+        warn_of_what_stays_behind(shared, &keeper).await?;
+        for problem in roles::copy(&keeper, follower).await? {
+            shared.event(Severity::Warning, &problem, serde_json::json!({}));
+        }
+        // Both halves now: the second must fit the first, whatever happens on the owner meanwhile.
+        let (first, second) = futures_util::future::try_join(
+            dump::run(&pg_dump, &spec.from, Section::PreData, &snapshot),
+            dump::run(&pg_dump, &spec.from, Section::PostData, &snapshot),
+        )
+        .await?;
+        copy_objects::copy(shared, &keeper, follower).await?;
+        shared.adapter.baseline(&keeper).await?;
+        copy_schema::restore(shared, &dump::fit(&first, versions.1), &dump::fit(&second, versions.1), consistent).await?;
+        let plan = copy_plan::make(&keeper, feed, *versions, spec.copy_workers, &BTreeSet::new()).await?;
+        let left = self.copy_rows(&plan, &snapshot, 0).await?;
+        self.set_aside(left, consistent, false).await?;
+        drop(exporter);
+        Ok(consistent)
+    }
+
+    /// The rest of a copy that was interrupted behind its schema.
+    async fn go_on(&self) -> Result<(), CdcError> {
+        static NUMBER: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+        let Ends { shared, owner, follower, versions } = self;
+        let whole = copy_rows::whole(shared, follower).await?;
+        let aside: BTreeSet<TableName> = follower
+            .query("SELECT schema_name, table_name FROM understudy.held_table WHERE feed = $1 AND state <> 'copied'", &[&shared.feed])
+            .await
+            .attempt("read which tables are set aside")?
+            .iter()
+            .map(|row| (row.get(0), row.get(1)))
+            .collect();
+        let mut exporter = session::connect_replication(&shared.spec.from).await?;
+        let slot = format!("understudy_resume_{}_{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let (again, snapshot) = create_slot(shared, owner, &mut exporter, versions.0, &slot, true).await?;
+        let keeper = import(shared, &snapshot, "copy keeper").await?;
+        let settled: BTreeSet<TableName> = whole.union(&aside).cloned().collect();
+        let mut plan = copy_plan::make(&keeper, &shared.feed, *versions, shared.spec.copy_workers, &settled).await?;
+        let mut left = LeftOut::new();
+        for unit in &plan.units {
+            if shape(&keeper, &unit.table).await? != shape(follower, &unit.table).await? {
+                left.insert(unit.table.clone(), Left::Changed("it was changed on the owner while the copy was interrupted".into()));
+            }
+        }
+        let gone: Vec<TableName> = self.unknown_to_owner(&keeper, &settled).await?;
+        plan.parts.retain(|part| plan.units.get(part.unit).is_some_and(|unit| !left.contains_key(&unit.table)));
+        shared.event(
+            Severity::Warning,
+            "an earlier copy did not finish: the tables that it had completed are kept, the others are copied at a new snapshot",
+            serde_json::json!({"kept": settled.len(), "copied": plan.units.len(), "lsn": again.to_string()}),
+        );
+        // Before the rows: what the stream says about these tables up to the new snapshot is in their rows already.
+        for table in plan.units.iter().map(|unit| &unit.table).filter(|table| !left.contains_key(*table)).chain(&gone) {
+            self.hold(table, HeldState::Copied, 0, "it was copied at a later snapshot than others", again, false).await?;
+        }
+        // Those that the follower does not have yet come with the stream.
+        let mut here = LeftOut::new();
+        for (table, why) in left {
+            if shape(follower, &table).await?.is_some() {
+                here.insert(table, why);
+            }
+        }
+        here.extend(self.copy_rows(&plan, &snapshot, settled.len() as u64).await?);
+        self.set_aside(here, again, true).await?;
+        drop(exporter);
+        Ok(())
+    }
+
+    /// Tables of the follower's copy that the owner has dropped since, and that are not whole.
+    async fn unknown_to_owner(&self, keeper: &Client, settled: &BTreeSet<TableName>) -> Result<Vec<TableName>, CdcError> {
+        let theirs: BTreeSet<TableName> =
+            install::user_tables(keeper).await?.into_iter().map(|table| (table.schema, table.table)).collect();
+        let ours = install::user_tables(&self.follower).await?.into_iter().map(|table| (table.schema, table.table));
+        Ok(ours.filter(|table| !theirs.contains(table) && !settled.contains(table)).collect())
+    }
+
+    async fn copy_rows(&self, plan: &copy_plan::CopyPlan, snapshot: &str, before: u64) -> Result<LeftOut, CdcError> {
+        let copy = &self.shared.copy;
+        copy.tables.store(plan.units.len() as u64 + before, Ordering::Relaxed);
+        copy.tables_done.store(before, Ordering::Relaxed);
+        copy.rows_estimated.store(plan.rows_estimated, Ordering::Relaxed);
+        copy_rows::run(self.shared, &self.owner, plan, snapshot).await
+    }
+
+    /// Tables that the copy had to leave out. Those that the owner changed meanwhile are copied again when the stream has brought
+    /// the change; those that the follower refuses wait for a person. The others go on without them.
+    async fn set_aside(&self, left: LeftOut, since: Lsn, resumed: bool) -> Result<(), CdcError> {
+        for (table, why) in left {
+            match why {
+                Left::Changed(reason) => {
+                    self.hold(&table, HeldState::Recopy, 0, &reason, since, true).await?;
+                    let data = serde_json::json!({"table": format!("{}.{}", table.0, table.1), "reason": reason});
+                    self.shared.event(Severity::Warning, "a table is copied again once the stream has brought its change", data);
+                }
+                // The stream has still to bring a label that the rows at the later snapshot use already.
+                Left::Refused { reason, code } if resumed && code == UNKNOWN_LABEL => {
+                    self.hold(&table, HeldState::Recopy, 0, &reason, since, true).await?;
+                }
+                Left::Refused { reason, code } => {
+                    let proposal = self.propose(&table, &reason)?;
+                    self.hold(&table, HeldState::Waiting, proposal, &reason, since, true).await?;
+                    self.shared.event(
+                        Severity::Alert,
+                        "the follower cannot take the rows of a table: it is set aside, the others go on",
+                        serde_json::json!({"table": format!("{}.{}", table.0, table.1), "reason": reason, "sqlstate": code,
+                            "proposal": proposal, "what_next": "take the cause away, then APPROVE the proposal: the table is copied again"}),
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn propose(&self, table: &TableName, reason: &str) -> Result<i64, CdcError> {
+        let object = format!("{}.{}", table.0, table.1);
+        let draft = ProposalDraft {
+            change: format!("{object} could not be copied to the follower: {reason}"),
+            object,
+            kind: "held_table".into(),
+            sql: Vec::new(),
+            undo: Vec::new(),
+            alternatives: Vec::new(),
+            confidence: 0.0,
+            why: "the copy met a row that the follower refuses; take the cause away there, then APPROVE, or APPROVE … AS '<sql>' with \
+                  what takes it away"
+                .into(),
+            loses_data: false,
+            holds_table: true,
+            outside_transaction: false,
+            if_rejected: "the table stays empty on the follower, its changes are spooled there".into(),
+        };
+        Ok(self.shared.repository.propose(&self.shared.spec.database, &self.shared.spec.shadow, &draft)?)
+    }
+
+    async fn hold(
+        &self,
+        table: &TableName,
+        state: HeldState,
+        proposal: i64,
+        reason: &str,
+        since: Lsn,
+        recopy: bool,
+    ) -> Result<(), CdcError> {
+        self.follower
+            .execute(
+                "INSERT INTO understudy.held_table (feed, schema_name, table_name, proposal, state, reason, since_lsn, recopy)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7::text::pg_lsn, $8)
+                 ON CONFLICT (feed, schema_name, table_name) DO UPDATE SET proposal = excluded.proposal, state = excluded.state,
+                   reason = excluded.reason, since_lsn = excluded.since_lsn, recopy = excluded.recopy",
+                &[&self.shared.feed, &table.0, &table.1, &proposal, &state.as_str(), &reason, &since.to_string(), &recopy],
+            )
+            .await
+            .attempt("set a table aside")
+            .map(|_| ())
+    }
+
+    /// The fact that makes the copy valid: from here on a restart goes on with the stream.
+    async fn complete(&self, consistent: Lsn) -> Result<(), CdcError> {
+        let Ends { shared, follower, .. } = self;
+        let feed = literal(&shared.feed);
+        let row = follower
+            .query_one(
+                &format!(
+                    "WITH parts AS (DELETE FROM {SCHEMA}.copy_part WHERE feed = {feed}), steps AS (DELETE FROM {SCHEMA}.copy_step WHERE feed = {feed}),
+                          schemas AS (DELETE FROM {SCHEMA}.copy_schema WHERE feed = {feed}),
+                          stored AS (UPDATE {SCHEMA}.progress SET phase = 'streaming', at = now()
+                                     WHERE feed = {feed} AND phase = 'loading' AND end_lsn = $1::text::pg_lsn RETURNING 1)
+                     SELECT count(*) FROM stored"
+                ),
+                &[&consistent.to_string()],
+            )
+            .await
+            .attempt("store the feed's progress")?;
+        if row.get::<_, i64>(0) != 1 {
+            return Err(CdcError::Protocol("the feed's progress vanished during the copy".into()));
+        }
+        *lock(&shared.copy.ended) = Some(Instant::now());
+        shared.copy.done.store(true, Ordering::Relaxed);
+        let state = shared.state().copy;
+        shared.event(
+            Severity::Info,
+            "the copy is complete; the change stream follows from its snapshot",
+            serde_json::json!({"tables": state.tables, "rows": state.rows, "bytes": state.bytes, "seconds": state.seconds}),
+        );
+        Ok(())
+    }
+}
+
+/// Columns of a table and of its partitions, as far as rows know them; `None`: it is not there.
+async fn shape(client: &Client, table: &TableName) -> Result<Option<String>, CdcError> {
+    let row = client
+        .query_one(
+            "SELECT string_agg(concat_ws(' ', l.oid::regclass, a.attname, format_type(a.atttypid, a.atttypmod), a.attgenerated), ',' ORDER BY l.oid::regclass::text, a.attname)
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+             CROSS JOIN LATERAL (SELECT c.oid UNION SELECT relid FROM pg_partition_tree(c.oid)) l
+             LEFT JOIN pg_attribute a ON a.attrelid = l.oid AND a.attnum > 0 AND NOT a.attisdropped
+             WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')",
+            &[&table.0, &table.1],
         )
         .await
-        .attempt("store the feed's progress")?;
-    if stored != 1 {
-        return Err(CdcError::Protocol("the feed's progress vanished during the copy".into()));
-    }
-    drop(exporter);
-    *lock(&shared.copy.ended) = Some(Instant::now());
-    shared.copy.done.store(true, Ordering::Relaxed);
-    let state = shared.state().copy;
-    shared.event(
-        Severity::Info,
-        "the copy is complete; the change stream follows from its snapshot",
-        serde_json::json!({"tables": state.tables, "rows": state.rows, "bytes": state.bytes, "seconds": state.seconds}),
-    );
-    Ok(())
+        .attempt("compare a table's columns")?;
+    Ok(row.get(0))
 }
 
 /// Takes back what an interrupted copy made on the follower, and nothing else.
@@ -199,7 +418,8 @@ async fn name_open_writers(shared: &Shared, owner: &Client) -> Result<(), CdcErr
     let rows = owner
         .query(
             &format!(
-                "SELECT pid, extract(epoch FROM now() - xact_start)::int8 FROM pg_stat_activity
+                "SELECT pid, extract(epoch FROM now() - xact_start)::int8, coalesce(application_name, ''), coalesce(usename::text, ''),
+                        coalesce(state, '') FROM pg_stat_activity
                  WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() AND xact_start < now() - interval '{OPEN_WRITER}'
                  ORDER BY xact_start LIMIT 10"
             ),
@@ -210,12 +430,18 @@ async fn name_open_writers(shared: &Shared, owner: &Client) -> Result<(), CdcErr
     if rows.is_empty() {
         return Ok(());
     }
-    let pids: Vec<i32> = rows.iter().map(|row| row.get(0)).collect();
+    let writers: Vec<serde_json::Value> = rows
+        .iter()
+        .map(|row| {
+            serde_json::json!({"pid": row.get::<_, i32>(0), "open_s": row.get::<_, i64>(1), "application": row.get::<_, &str>(2),
+                "user": row.get::<_, &str>(3), "state": row.get::<_, &str>(4)})
+        })
+        .collect();
     shared.event(
         Severity::Warning,
-        "creating the replication slot waits for open transactions that have written: end them, or look what holds them \
-         (pg_stat_activity on the owner)",
-        serde_json::json!({"pids": pids, "oldest_s": rows.first().map(|row| row.get::<_, i64>(1))}),
+        "creating the replication slot waits for open transactions that have written: let them end, or end them \
+         (SELECT pg_terminate_backend(<pid>) on the owner)",
+        serde_json::json!({"transactions": writers}),
     );
     Ok(())
 }
@@ -236,129 +462,18 @@ pub(super) async fn import(shared: &Shared, snapshot: &str, role: &str) -> Resul
 async fn warn_of_what_stays_behind(shared: &Shared, keeper: &Client) -> Result<(), CdcError> {
     let row = keeper
         .query_one(
-            "SELECT (SELECT count(*) FROM pg_largeobject_metadata),
-                    (SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-                     WHERE c.relkind = 'r' AND c.relpersistence = 'u' AND n.nspname !~ '^pg_')",
+            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE c.relkind = 'r' AND c.relpersistence = 'u' AND n.nspname !~ '^pg_'",
             &[],
         )
         .await
         .attempt("look for what is not replicated")?;
-    let (objects, unlogged): (i64, i64) = (row.get(0), row.get(1));
-    if objects > 0 {
-        let message = "large objects are not carried by logical replication and were not copied: move them to bytea columns, or copy \
-                       them by hand at the cutover";
-        shared.event(Severity::Warning, message, serde_json::json!({"large_objects": objects}));
-    }
+    let unlogged: i64 = row.get(0);
     if unlogged > 0 {
         let message = "rows of unlogged tables are not in the change stream and were not copied: the tables exist on the follower, empty";
         shared.event(Severity::Warning, message, serde_json::json!({"tables": unlogged}));
     }
     Ok(())
-}
-
-/// Catalogs whose new rows are the objects that a restore made.
-const CATALOGS: &[&str] = &["pg_namespace", "pg_extension", "pg_class", "pg_type", "pg_proc", "pg_collation", "pg_operator"];
-
-/// Runs the first half of the schema in one transaction that also writes down what it made.
-async fn restore_schema(shared: &Shared, schema: &str) -> Result<(), CdcError> {
-    let client = session::connect_writer(&shared.spec.to, "copy schema").await?;
-    let list = |body: &dyn Fn(&str) -> String| CATALOGS.iter().map(|c| body(c)).collect::<Vec<_>>().join(" UNION ALL ");
-    let everything = list(&|catalog| format!("SELECT 'pg_catalog.{catalog}'::regclass::oid AS catalog, oid FROM pg_catalog.{catalog}"));
-    // The temporary schema itself must not count as new.
-    client.batch_execute("CREATE TEMP TABLE understudy_before (catalog oid, oid oid)").await.attempt("prepare the follower")?;
-    client.batch_execute(&format!("BEGIN; INSERT INTO pg_temp.understudy_before {everything};")).await.attempt("prepare the follower")?;
-    client.batch_execute(schema).await.map_err(|source| match source.code() {
-        Some(&SqlState::FEATURE_NOT_SUPPORTED | &SqlState::UNDEFINED_FILE) => CdcError::Setup(format!(
-            "the follower cannot take the owner's schema: {}. Install the missing extension on the follower's machine; nothing was \
-             changed there",
-            describe(&source)
-        )),
-        _ => CdcError::Setup(format!(
-            "the follower did not take the owner's schema: {}. Give the shadow an empty database, or drop what is in the way; \
-             nothing was changed there",
-            describe(&source)
-        )),
-    })?;
-    client
-        .execute(
-            &format!(
-                "INSERT INTO understudy.copied_table (feed, kind, ident)
-                 SELECT $1, o.type, o.identity FROM ({everything}) a, LATERAL pg_catalog.pg_identify_object(a.catalog, a.oid, 0) o
-                 WHERE NOT EXISTS (SELECT FROM pg_temp.understudy_before b WHERE b.catalog = a.catalog AND b.oid = a.oid)
-                   AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
-                     WHERE d.classid = a.catalog AND d.objid = a.oid AND d.deptype IN ('i', 'e', 'P', 'S'))
-                   AND o.type IN ('schema', 'extension', 'table', 'view', 'materialized view', 'sequence', 'foreign table', 'type',
-                     'function', 'procedure', 'aggregate', 'collation', 'operator')
-                   AND coalesce(o.schema, '') !~ '^pg_' AND coalesce(o.name, '') !~ '^pg_'
-                 ORDER BY a.oid"
-            ),
-            &[&shared.feed],
-        )
-        .await
-        .attempt("write down what the copy made")?;
-    client.batch_execute("COMMIT").await.attempt("create the schema on the follower")
-}
-
-/// Copies all rows at the snapshot, `copy_workers` tables at a time, largest first.
-async fn copy_rows(shared: &Shared, keeper: &Client, snapshot: &str) -> Result<(), CdcError> {
-    let rows = keeper
-        .query(
-            "SELECT n.nspname::text, c.relname::text, c.relkind = 'p',
-                    (SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_attribute a
-                     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''),
-                    t.bytes::int8, t.rows::int8
-             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-             JOIN pg_publication_rel p ON p.prrelid = c.oid JOIN pg_publication pub ON pub.oid = p.prpubid AND pub.pubname = $1,
-             LATERAL (SELECT sum(pg_table_size(l.oid)) AS bytes,
-                             sum(CASE WHEN l.reltuples >= 0 AND l.relpages > 0 THEN l.reltuples::int8
-                                      ELSE pg_relation_size(l.oid) / 8192 * $2 END) AS rows
-                      FROM pg_class l WHERE l.oid = c.oid OR l.oid IN (SELECT relid FROM pg_partition_tree(c.oid) WHERE isleaf)) t
-             ORDER BY t.bytes DESC, 1, 2",
-            &[&shared.feed, &ROWS_PER_PAGE_GUESS],
-        )
-        .await
-        .attempt("list the tables to copy")?;
-    let mut estimated = 0;
-    let tables: VecDeque<Table> = rows
-        .iter()
-        .map(|row| {
-            estimated += row.get::<_, Option<i64>>(5).unwrap_or(0).max(0) as u64;
-            let name = qualified(row.get(0), row.get(1));
-            let columns = row.get::<_, Option<Vec<String>>>(3).unwrap_or_default();
-            let list = columns.iter().map(|c| ident(c)).collect::<Vec<_>>().join(", ");
-            let out = if row.get(2) { format!("(SELECT {list} FROM {name})") } else { format!("{name} ({list})") };
-            // A table without columns still has a number of rows.
-            let (out, into) = if columns.is_empty() { (name.clone(), name.clone()) } else { (out, format!("{name} ({list})")) };
-            Table { out: format!("COPY {out} TO STDOUT"), into: format!("COPY {into} FROM STDIN"), name }
-        })
-        .collect();
-    shared.copy.tables.store(tables.len() as u64, Ordering::Relaxed);
-    shared.copy.rows_estimated.store(estimated, Ordering::Relaxed);
-    let workers = shared.spec.copy_workers.clamp(1, tables.len().max(1));
-    let queue = Arc::new(Mutex::new(tables));
-    let mut sessions = Vec::with_capacity(workers);
-    for _ in 0..workers {
-        let source = import(shared, snapshot, "copy reader").await?;
-        let target = session::connect_writer(&shared.spec.to, "copy writer").await?;
-        sessions.push((source, target));
-    }
-    let work = sessions.iter().map(|(source, target)| async {
-        loop {
-            let Some(table) = lock(&queue).pop_front() else { return Ok(()) };
-            copy_table(shared, source, target, &table).await?;
-            shared.copy.tables_done.fetch_add(1, Ordering::Relaxed);
-        }
-    });
-    futures_util::future::try_join_all(work).await.map(|_: Vec<()>| ())
-}
-
-async fn copy_table(shared: &Shared, source: &Client, target: &Client, table: &Table) -> Result<(), CdcError> {
-    stream_table(source, target, &table.out, &table.into, &table.name, |bytes| {
-        shared.copy.rows.fetch_add(1, Ordering::Relaxed);
-        shared.copy.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-    })
-    .await
-    .map(|_| ())
 }
 
 /// Carries one table's rows over. The server sends one CopyData per row, so `row` is called once for each.
@@ -377,35 +492,4 @@ pub(super) async fn stream_table(
         sink.feed(chunk).await.attempt(&format!("write {name}"))?;
     }
     sink.finish().await.attempt(&format!("write {name}"))
-}
-
-/// Their contents are not in the stream: computed on the follower, in the order they were made, twice for those that read others.
-async fn refresh_materialized_views(shared: &Shared, keeper: &Client, follower: &Client) -> Result<(), CdcError> {
-    let rows = keeper
-        .query(
-            "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-             WHERE c.relkind = 'm' AND c.relispopulated ORDER BY c.oid",
-            &[],
-        )
-        .await
-        .attempt("list materialized views")?;
-    let mut views: Vec<String> = rows.iter().map(|row| qualified(row.get(0), row.get(1))).collect();
-    while !views.is_empty() {
-        let before = views.len();
-        let mut failed = Vec::new();
-        for view in views {
-            if let Err(error) = follower.batch_execute(&format!("REFRESH MATERIALIZED VIEW {view}")).await {
-                failed.push((view, describe(&error)));
-            }
-        }
-        if failed.len() == before {
-            for (view, reason) in &failed {
-                let message = "a materialized view could not be filled on the follower: run REFRESH MATERIALIZED VIEW there";
-                shared.event(Severity::Warning, message, serde_json::json!({"view": view, "reason": reason}));
-            }
-            return Ok(());
-        }
-        views = failed.into_iter().map(|(view, _)| view).collect();
-    }
-    Ok(())
 }

@@ -94,6 +94,14 @@ pub(super) fn fit(text: &str, target_version: u32) -> String {
             if line.starts_with("\\restrict ") || line.starts_with("\\unrestrict ") || unknown_setting {
                 continue;
             }
+            // Their contents were copied before.
+            if let (true, Some(oid)) = (kind.starts_with("BLOB"), line.trim_end().strip_prefix("SELECT pg_catalog.lo_create('")) {
+                let oid: String = oid.chars().take_while(char::is_ascii_digit).collect();
+                out.push_str(&format!(
+                    "SELECT pg_catalog.lo_create({oid}) WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata WHERE oid = {oid});\n"
+                ));
+                continue;
+            }
             match line.strip_prefix("CREATE SCHEMA ") {
                 Some(rest) if kind == "SCHEMA" => {
                     out.push_str("CREATE SCHEMA IF NOT EXISTS ");
@@ -106,9 +114,80 @@ pub(super) fn fit(text: &str, target_version: u32) -> String {
     out
 }
 
+/// One entry of pg_dump's text output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Entry<'a> {
+    pub name: &'a str,
+    /// `INDEX`, `CONSTRAINT`, `FK CONSTRAINT`, …
+    pub kind: &'a str,
+    pub sql: &'a str,
+}
+
+impl<'a> Entry<'a> {
+    /// Concerns one table only, and nothing of its own kind needs it.
+    pub fn builds_on_one_table(&self) -> bool {
+        matches!(self.kind, "INDEX" | "CONSTRAINT") && self.table().is_some()
+    }
+
+    /// Allows others beside it on the same table.
+    pub fn is_index(&self) -> bool {
+        self.kind == "INDEX" && !self.sql.contains("\nALTER ")
+    }
+
+    /// The table it is built on, as the statement spells it.
+    pub fn table(&self) -> Option<&'a str> {
+        let statement =
+            self.sql.lines().map(str::trim_start).find(|line| line.starts_with("CREATE ") || line.starts_with("ALTER TABLE "))?;
+        let (_, rest) = match self.kind {
+            "INDEX" => statement.split_once(" ON ")?,
+            "CONSTRAINT" => statement.split_once("ALTER TABLE ")?,
+            _ => return None,
+        };
+        let rest = rest.strip_prefix("ONLY ").unwrap_or(rest);
+        let mut quoted = false;
+        let end = rest.find(|c: char| {
+            quoted ^= c == '"';
+            c.is_whitespace() && !quoted
+        });
+        rest.get(..end.unwrap_or(rest.len())).filter(|table| !table.is_empty())
+    }
+}
+
+/// The settings at the beginning of pg_dump's output, and its entries.
+pub(super) fn entries(text: &str) -> (&str, Vec<Entry<'_>>) {
+    let mut parts = text.split(ENTRY);
+    let preamble = parts.next().unwrap_or_default();
+    let entries = parts.map(|part| {
+        let (header, sql) = part.split_once('\n').unwrap_or((part, ""));
+        let (name, rest) = header.split_once("; Type: ").unwrap_or((header, ""));
+        Entry { name, kind: rest.split(';').next().unwrap_or_default(), sql }
+    });
+    (preamble, entries.collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn entries_say_what_they_build_on() {
+        let text = "SET a = 1;\n\n--\n-- Name: t t_pkey; Type: CONSTRAINT; Schema: s; Owner: o\n--\n\nALTER TABLE ONLY s.t\n    ADD CONSTRAINT t_pkey PRIMARY KEY (id);\n\n\n\
+                    --\n-- Name: i; Type: INDEX; Schema: s; Owner: o\n--\n\nCREATE UNIQUE INDEX i ON s.\"a b\" USING btree (v);\n\
+                    \n--\n-- Name: p; Type: INDEX; Schema: s; Owner: o\n--\n\nCREATE INDEX p ON ONLY s.p USING btree (v);\nALTER TABLE s.p CLUSTER ON p;\n\
+                    \n--\n-- Name: t f; Type: FK CONSTRAINT; Schema: s; Owner: o\n--\n\nALTER TABLE ONLY s.t ADD CONSTRAINT f FOREIGN KEY (x) REFERENCES s.u;\n";
+        let (preamble, entries) = entries(text);
+        assert_eq!(preamble, "SET a = 1;\n");
+        let seen: Vec<_> = entries.iter().map(|e| (e.name, e.kind, e.table(), e.builds_on_one_table(), e.is_index())).collect();
+        assert_eq!(
+            seen,
+            [
+                ("t t_pkey", "CONSTRAINT", Some("s.t"), true, false),
+                ("i", "INDEX", Some("s.\"a b\""), true, true),
+                ("p", "INDEX", Some("s.p"), true, false),
+                ("t f", "FK CONSTRAINT", None, false, false),
+            ]
+        );
+    }
 
     #[test]
     fn leaves_out_what_does_not_belong() {

@@ -1,7 +1,7 @@
 //! What can go wrong in this room, whose fault it is and whether trying again helps.
 
 use super::pgoutput::DecodeError;
-use crate::{backend::BackendError, lsn::Lsn, metadata::MetadataError, schema::SchemaError};
+use crate::{backend::BackendError, lsn::Lsn, metadata::MetadataError, schema::SchemaError, wire::backend::ErrorFields};
 use std::time::Duration;
 use tokio_postgres::error::{DbError, SqlState};
 
@@ -26,6 +26,16 @@ pub enum CdcError {
         what: &'static str,
         /// From the connection.
         source: BackendError,
+    },
+    /// A server refused one of the copy's own commands.
+    #[error("cannot {what}: {reason}")]
+    Refused {
+        /// Verb phrase: what was attempted.
+        what: String,
+        /// The server's words, without row values.
+        reason: String,
+        /// SQLSTATE
+        code: String,
     },
     /// The stream is not what pgoutput sends.
     #[error("the change stream is damaged: {0}")]
@@ -69,6 +79,7 @@ impl CdcError {
                 source.code(),
                 Some(&SqlState::INSUFFICIENT_PRIVILEGE | &SqlState::FEATURE_NOT_SUPPORTED | &SqlState::INVALID_CATALOG_NAME)
             ),
+            CdcError::Refused { code, .. } => matches!(code.as_str(), "42501" | "0A000" | "3D000"),
             CdcError::Backend { .. }
             | CdcError::Decode(_)
             | CdcError::Protocol(_)
@@ -101,13 +112,17 @@ pub fn describe(error: &tokio_postgres::Error) -> String {
     }
 }
 
+/// The same for a connection of our own.
+pub(super) fn describe_fields(fields: &ErrorFields) -> String {
+    without_values(&fields.code, &fields.message)
+}
+
+fn without_values(code: &str, message: &str) -> String {
+    if code.starts_with("22") || code.starts_with("23") { format!("SQLSTATE {code}") } else { format!("{message} (SQLSTATE {code})") }
+}
+
 fn describe_db(db: &DbError) -> String {
-    let code = db.code().code();
-    let mut text = if code.starts_with("22") || code.starts_with("23") {
-        format!("SQLSTATE {code}")
-    } else {
-        format!("{} (SQLSTATE {code})", db.message())
-    };
+    let mut text = without_values(db.code().code(), db.message());
     for (word, name) in [("table", db.table()), ("column", db.column()), ("constraint", db.constraint()), ("type", db.datatype())] {
         if let Some(name) = name {
             text.push_str(&format!(", {word} {name}"));
@@ -129,8 +144,13 @@ pub(super) enum Blame {
 
 /// Sorts an error of a row change.
 pub(super) fn blame(error: &tokio_postgres::Error) -> Blame {
-    let Some(code) = error.code() else { return Blame::Moment };
-    match code.code() {
+    error.code().map_or(Blame::Moment, |code| blame_of(code.code()))
+}
+
+/// Sorts an SQLSTATE; an empty one is none.
+pub(super) fn blame_of(code: &str) -> Blame {
+    match code {
+        "" => Blame::Moment,
         "23505" => Blame::Duplicate,
         // 55P03 lock timeout, 55006 object in use, 25006 read-only transaction: later it works again.
         "55P03" | "55006" | "25006" => Blame::Moment,

@@ -17,6 +17,20 @@ pub(super) struct TargetColumn {
     pub generated: bool,
     /// GENERATED ALWAYS AS IDENTITY: cannot be updated.
     pub identity_always: bool,
+    /// An array of its type holds one value per element, separated by commas.
+    pub listable: bool,
+}
+
+/// How changes of a table may be taken together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Folding {
+    /// Not at all: something on the follower sees each change (a trigger or rule that fires for a feed, row security).
+    #[default]
+    Never,
+    /// Rows that are inserted one after the other: something besides the key is unique, or there is no key.
+    Inserts,
+    /// The last state of each key.
+    ByKey,
 }
 
 /// The follower's table.
@@ -27,6 +41,10 @@ pub(super) struct TargetTable {
     pub primary_key: Vec<String>,
     /// Rows live in its partitions.
     pub partitioned: bool,
+    /// Something fires for each change.
+    pub watched: bool,
+    /// Columns of each unique index, also of partitions, none for one that is not only columns or is checked at another time.
+    pub unique: Vec<Vec<String>>,
 }
 
 /// A relation and the table that takes its rows.
@@ -34,10 +52,12 @@ pub(super) struct TargetTable {
 pub(super) struct Plan {
     pub relation: Relation,
     /// By position in the relation.
-    columns: Vec<TargetColumn>,
+    pub(super) columns: Vec<TargetColumn>,
     /// Positions that identify a row; empty: the whole row does.
     key: Vec<usize>,
     target: String,
+    partitioned: bool,
+    folding: Folding,
 }
 
 /// The stream's table does not fit the follower's.
@@ -98,7 +118,29 @@ impl Plan {
         } else {
             relation.columns.iter().enumerate().filter(|(_, column)| column.key).map(|(position, _)| position).collect()
         };
-        Ok(Plan { columns, key, target: qualified(&relation.schema, &relation.name), relation: relation.clone() })
+        let folding = folding(relation, table, &key, &columns);
+        let target = qualified(&relation.schema, &relation.name);
+        Ok(Plan { columns, key, target, partitioned: table.partitioned, folding, relation: relation.clone() })
+    }
+
+    /// How its changes may be taken together.
+    pub fn folding(&self) -> Folding {
+        self.folding
+    }
+
+    /// Positions of the columns that identify a row.
+    pub fn key(&self) -> &[usize] {
+        &self.key
+    }
+
+    /// The table as a statement names it that adds rows.
+    pub fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// The table as a statement names it that finds rows: tables that inherit from it have their own changes.
+    pub fn rows_of(&self) -> String {
+        if self.partitioned { self.target.clone() } else { format!("ONLY {}", self.target) }
     }
 
     /// Rows of this table can be told apart by a key.
@@ -142,7 +184,7 @@ impl Plan {
     pub fn update(&self, old: Option<&Tuple>, new: &Tuple) -> Result<Option<Statement>, Misfit> {
         self.check(new)?;
         let mut writer = Writer::default();
-        writer.push(&format!("UPDATE {} SET ", self.target));
+        writer.push(&format!("UPDATE {} SET ", self.rows_of()));
         let mut first = true;
         for (position, name, target, value) in self.each(new) {
             // Without an old key the key did not change.
@@ -164,7 +206,7 @@ impl Plan {
 
     pub fn delete(&self, old: &Tuple) -> Result<Statement, Misfit> {
         let mut writer = Writer::default();
-        writer.push(&format!("DELETE FROM {}", self.target));
+        writer.push(&format!("DELETE FROM {}", self.rows_of()));
         self.find(&mut writer, old)?;
         Ok((writer.sql, writer.parameters))
     }
@@ -195,7 +237,7 @@ impl Plan {
     /// One of the rows that equal the old row. Equality is that of the text forms: 1.0 and 1.00, two spellings of an interval,
     /// or jsonb numbers are equal to their types' operators but are different rows, and json, xml and points have no operator.
     fn find_by_row(&self, writer: &mut Writer, tuple: &Tuple) -> Result<(), Misfit> {
-        writer.push(&format!(" WHERE (tableoid, ctid) = (SELECT tableoid, ctid FROM {}", self.target));
+        writer.push(&format!(" WHERE (tableoid, ctid) = (SELECT tableoid, ctid FROM {}", self.rows_of()));
         let mut first = true;
         for (_, name, target, value) in self.each(tuple) {
             if target.generated {
@@ -245,6 +287,17 @@ impl Plan {
     }
 }
 
+/// A key that is unique on the follower, and nothing else that is: then the last state of each key is all that matters.
+fn folding(relation: &Relation, table: &TargetTable, key: &[usize], columns: &[TargetColumn]) -> Folding {
+    if table.watched || columns.iter().all(|column| column.generated) {
+        return Folding::Never;
+    }
+    let key: Vec<&str> = key.iter().filter_map(|position| relation.columns.get(*position)).map(|column| column.name.as_str()).collect();
+    let holds_key = |index: &Vec<String>| key.iter().all(|name| index.iter().any(|column| column == name));
+    let is_key = |index: &Vec<String>| index.len() == key.len() && holds_key(index);
+    if !key.is_empty() && table.unique.iter().any(is_key) && table.unique.iter().all(holds_key) { Folding::ByKey } else { Folding::Inserts }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -260,12 +313,18 @@ mod tests {
         let columns = columns
             .iter()
             .map(|(name, flags)| {
-                let column =
-                    TargetColumn { type_name: "integer".into(), generated: flags.contains('g'), identity_always: flags.contains('i') };
+                let column = TargetColumn {
+                    type_name: "integer".into(),
+                    generated: flags.contains('g'),
+                    identity_always: flags.contains('i'),
+                    listable: !flags.contains('a'),
+                };
                 ((*name).to_owned(), column)
             })
             .collect();
-        TargetTable { columns, primary_key: primary_key.iter().map(|name| (*name).to_owned()).collect(), partitioned: false }
+        let primary_key: Vec<String> = primary_key.iter().map(|name| (*name).to_owned()).collect();
+        let unique = if primary_key.is_empty() { Vec::new() } else { vec![primary_key.clone()] };
+        TargetTable { columns, primary_key, unique, ..TargetTable::default() }
     }
 
     fn value(text: &'static str) -> Value {
@@ -290,10 +349,10 @@ mod tests {
         );
         assert_eq!(
             plan.update(None, &row(&["1", "2", "9"])).unwrap().unwrap().0,
-            "UPDATE \"s\".\"t\" SET \"a\"\"b\" = $1::integer WHERE \"id\" = $2::integer"
+            "UPDATE ONLY \"s\".\"t\" SET \"a\"\"b\" = $1::integer WHERE \"id\" = $2::integer"
         );
         assert_eq!(plan.update(None, &row(&["1", "same", "same"])).unwrap(), None);
-        assert_eq!(plan.delete(&row(&["1", "null", "null"])).unwrap().0, "DELETE FROM \"s\".\"t\" WHERE \"id\" = $1::integer");
+        assert_eq!(plan.delete(&row(&["1", "null", "null"])).unwrap().0, "DELETE FROM ONLY \"s\".\"t\" WHERE \"id\" = $1::integer");
         assert_eq!(plan.key_text(&row(&["1", "2", "3"])), "id=1");
     }
 
@@ -302,13 +361,13 @@ mod tests {
         let plan = Plan::new(&relation(b'f', &[("a", true), ("b", true)]), Some(&table(&[("a", ""), ("b", "")], &[]))).unwrap();
         assert_eq!(
             plan.delete(&row(&["1", "null"])).unwrap().0,
-            "DELETE FROM \"s\".\"t\" WHERE (tableoid, ctid) = (SELECT tableoid, ctid FROM \"s\".\"t\" WHERE \"a\"::text COLLATE \"C\" = \
+            "DELETE FROM ONLY \"s\".\"t\" WHERE (tableoid, ctid) = (SELECT tableoid, ctid FROM ONLY \"s\".\"t\" WHERE \"a\"::text COLLATE \"C\" = \
              ($1::integer)::text COLLATE \"C\" AND \"b\" IS NULL LIMIT 1)"
         );
         let with_key = Plan::new(&relation(b'f', &[("a", true), ("b", true)]), Some(&table(&[("a", ""), ("b", "")], &["a"]))).unwrap();
         assert_eq!(
             with_key.update(Some(&row(&["1", "2"])), &row(&["3", "same"])).unwrap().unwrap().0,
-            "UPDATE \"s\".\"t\" SET \"a\" = $1::integer WHERE \"a\" = $2::integer"
+            "UPDATE ONLY \"s\".\"t\" SET \"a\" = $1::integer WHERE \"a\" = $2::integer"
         );
         assert_eq!(with_key.whole(Some(&row(&["1", "2"])), &row(&["3", "same"])), Some(row(&["3", "2"])));
         assert_eq!(with_key.whole(None, &row(&["3", "same"])), None);

@@ -1,9 +1,10 @@
-//! Row changes on the follower: a whole batch pipelined; when anything about it is not as expected, undone to its savepoint and
-//! done again one by one, so that the one row or table at fault is found and the rest goes on.
+//! Single row changes on the follower: what the target table is, and one change done carefully, so that the one row or table at
+//! fault is found and the rest goes on.
 
 use super::{
     CdcError, Direction,
-    applier::{Applier, BEGIN, Group},
+    applier::{Applier, Group},
+    batch::Pending,
     error::{Attempt, Blame, blame, describe},
     pgoutput::{Message, Tuple},
     plan::{Misfit, Plan, Statement, TargetColumn, TargetTable},
@@ -12,30 +13,10 @@ use super::{
 };
 use crate::{lsn::Lsn, metadata::Severity};
 use bytes::Bytes;
-use futures_util::poll;
-use std::{pin::Pin, sync::Arc, task::Poll};
+use std::sync::Arc;
 
 /// Prepared statements kept: an update has one for each set of columns that were sent. Beyond it all are dropped.
 const STATEMENTS_MAX: usize = 2_000;
-
-/// What each change costs in a batch besides its bytes.
-const CHANGE_BYTES: usize = 128;
-
-/// One thing to do on the follower.
-#[derive(Clone, Debug)]
-pub(super) enum Pending {
-    /// Apply a row change.
-    Row { relation: u32, message: Message, raw: Bytes },
-    /// Keep it for later.
-    Spool { table: TableName, commit: Lsn, raw: Bytes },
-}
-
-impl Pending {
-    pub fn bytes(&self) -> usize {
-        let (Pending::Row { raw, .. } | Pending::Spool { raw, .. }) = self;
-        CHANGE_BYTES + raw.len()
-    }
-}
 
 /// What became of one change.
 pub(super) enum Outcome {
@@ -44,25 +25,11 @@ pub(super) enum Outcome {
     Unfit(String),
 }
 
-/// Why a batch must be done again one by one.
-enum Redo {
-    /// Never mind why: the careful way finds out.
-    Careful,
-    /// It cannot be done now.
-    Give(CdcError),
-}
-
-impl From<Misfit> for Redo {
-    fn from(_: Misfit) -> Self {
-        Redo::Careful
-    }
-}
-
 const SPOOL: &str = "INSERT INTO understudy.spool (feed, schema_name, table_name, commit_lsn, change)
     VALUES ($1::text, $2::text, $3::text, $4::pg_lsn, $5::bytea)";
 
 /// The statement of a row change; `None`: nothing to do.
-fn statement_of(plan: &Plan, message: &Message) -> Result<Option<Statement>, Misfit> {
+pub(super) fn statement_of(plan: &Plan, message: &Message) -> Result<Option<Statement>, Misfit> {
     match message {
         Message::Insert { new, .. } => plan.insert(new).map(Some),
         Message::Update { old, new, .. } => plan.update(old.as_ref(), new),
@@ -114,19 +81,24 @@ impl Applier {
         let rows = self
             .client
             .query(
-                "SELECT a.attname::text, format_type(a.atttypid, -1), a.attgenerated <> '', a.attidentity = 'a', c.relkind = 'p'
+                "SELECT a.attname::text, format_type(a.atttypid, -1), a.attgenerated <> '', a.attidentity = 'a', c.relkind = 'p',
+                        coalesce(t.typarray <> 0 AND t.typcategory <> 'A' AND t.typdelim = ',', false), c.relrowsecurity
+                        OR EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid IN (SELECT c.oid UNION SELECT relid FROM pg_partition_tree(c.oid))
+                                     AND g.tgenabled IN ('A', 'R') AND NOT g.tgisinternal)
+                        OR EXISTS (SELECT FROM pg_rewrite r WHERE r.ev_class = c.oid AND r.ev_enabled IN ('A', 'R'))
                  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
                  LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+                 LEFT JOIN pg_type t ON t.oid = a.atttypid
                  WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')",
                 &[&table.0, &table.1],
             )
             .await
             .attempt(what)?;
         let Some(first) = rows.first() else { return Ok(None) };
-        let mut target = TargetTable { partitioned: first.get(4), ..TargetTable::default() };
+        let mut target = TargetTable { partitioned: first.get(4), watched: first.get(6), ..TargetTable::default() };
         for row in &rows {
             let Some(name) = row.get::<_, Option<String>>(0) else { continue };
-            let column = TargetColumn { type_name: row.get(1), generated: row.get(2), identity_always: row.get(3) };
+            let column = TargetColumn { type_name: row.get(1), generated: row.get(2), identity_always: row.get(3), listable: row.get(5) };
             target.columns.insert(name, column);
         }
         let key = self
@@ -141,6 +113,21 @@ impl Applier {
             .await
             .attempt(what)?;
         target.primary_key = key.iter().map(|row| row.get(0)).collect();
+        let unique = self
+            .client
+            .query(
+                "SELECT CASE WHEN i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL AND NOT i.indisexclusion THEN
+                          ARRAY(SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY k (attnum, position)
+                                JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum WHERE k.position <= i.indnkeyatts)
+                        ELSE '{}' END
+                 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                 JOIN pg_index i ON i.indrelid IN (SELECT c.oid UNION SELECT relid FROM pg_partition_tree(c.oid))
+                 WHERE n.nspname = $1 AND c.relname = $2 AND (i.indisunique OR i.indisexclusion)",
+                &[&table.0, &table.1],
+            )
+            .await
+            .attempt(what)?;
+        target.unique = unique.iter().map(|row| row.get(0)).collect();
         Ok(Some(target))
     }
 
@@ -172,7 +159,9 @@ impl Applier {
                 &message,
                 serde_json::json!({"table": format!("{}.{}", table.0, table.1), "column": name}),
             );
-            table_there.columns.insert(name.clone(), TargetColumn { type_name: "text".into(), generated: true, identity_always: false });
+            table_there
+                .columns
+                .insert(name.clone(), TargetColumn { type_name: "text".into(), generated: true, identity_always: false, listable: true });
             fitted = Plan::new(&shape, target.as_ref());
         }
         let plan = fitted.map(Arc::new);
@@ -193,126 +182,28 @@ impl Applier {
         }
     }
 
-    /// Sends the batch.
-    pub async fn flush(&mut self, group: &mut Group) -> Result<(), CdcError> {
-        if group.batch.is_empty() {
-            return Ok(());
-        }
-        let batch = std::mem::take(&mut group.batch);
-        group.batch_bytes = 0;
-        let first = !group.begun;
-        if !first {
-            self.client.batch_execute("SAVEPOINT understudy_batch").await.attempt("set a savepoint on the follower")?;
-        }
-        match self.pipeline(&batch, first).await {
-            Ok(()) => {
-                group.begun = true;
-                if !first {
-                    self.client.batch_execute("RELEASE SAVEPOINT understudy_batch").await.attempt("release a savepoint")?;
-                }
-                return Ok(());
-            }
-            Err(Redo::Give(error)) => return Err(error),
-            Err(Redo::Careful) => {}
-        }
-        let undo = if first { "ROLLBACK" } else { "ROLLBACK TO SAVEPOINT understudy_batch" };
-        self.client.batch_execute(undo).await.attempt("undo a batch on the follower")?;
-        self.forget_plans();
-        self.begin(group).await?;
-        for pending in batch {
-            self.one_by_one(group, pending).await?;
-        }
-        Ok(())
-    }
-
-    /// Sends a whole batch, then looks at the answers.
-    async fn pipeline(&mut self, batch: &[Pending], first: bool) -> Result<(), Redo> {
-        let mut statements = Vec::with_capacity(batch.len());
-        for pending in batch {
-            let (sql, parameters) = match pending {
-                Pending::Row { relation, message, .. } => {
-                    let Some(plan) = self.plans.get(relation) else { return Err(Redo::Careful) };
-                    match statement_of(plan, message)? {
-                        Some(statement) => statement,
-                        None => continue,
-                    }
-                }
-                Pending::Spool { table, commit, raw } => self.spool_statement(table, *commit, raw),
-            };
-            let statement = match self.prepared(&sql).await {
-                Ok(statement) => statement,
-                Err(CdcError::Postgres { source, .. }) if blame(&source) != Blame::Moment => return Err(Redo::Careful),
-                Err(error) => return Err(Redo::Give(error)),
-            };
-            statements.push((statement, parameters));
-        }
-        let mut begin = first.then(|| Box::pin(self.client.batch_execute(BEGIN)));
-        let early = match &mut begin {
-            Some(begin) => match poll!(begin.as_mut()) {
-                Poll::Ready(result) => Some(result),
-                Poll::Pending => None,
-            },
-            None => None,
-        };
-        // Each is polled once, in order, which sends it; the answers are awaited afterwards.
-        type Execution<'a> = Pin<Box<dyn Future<Output = Result<u64, tokio_postgres::Error>> + Send + 'a>>;
-        let mut executions: Vec<(Execution<'_>, Option<Result<u64, tokio_postgres::Error>>)> = Vec::with_capacity(statements.len());
-        for (statement, parameters) in &statements {
-            let mut execution: Execution<'_> = Box::pin(self.client.execute_raw(statement, parameters.iter().cloned()));
-            let result = match poll!(execution.as_mut()) {
-                Poll::Ready(result) => Some(result),
-                Poll::Pending => None,
-            };
-            executions.push((execution, result));
-        }
-        let give = |source| Redo::Give(CdcError::Postgres { what: "apply changes on the follower".into(), source });
-        if let Some(begin) = begin {
-            match early {
-                Some(result) => result.map_err(give)?,
-                None => begin.await.map_err(give)?,
-            }
-        }
-        // All answers are awaited, also behind an error: the next statement must not meet a pipeline in flight.
-        let mut verdict = Ok(());
-        for (execution, result) in executions {
-            let result = match result {
-                Some(result) => result,
-                None => execution.await,
-            };
-            match result {
-                Ok(0) if verdict.is_ok() => verdict = Err(Redo::Careful),
-                Ok(_) => {}
-                Err(_) if verdict.is_err() => {}
-                Err(source) => {
-                    verdict = Err(if blame(&source) == Blame::Moment { give(source) } else { Redo::Careful });
-                }
-            }
-        }
-        verdict
-    }
-
-    fn spool_statement(&self, table: &TableName, commit: Lsn, raw: &[u8]) -> Statement {
+    pub(super) fn spool_statement(&self, table: &TableName, commit: Lsn, raw: &[u8]) -> Statement {
         let parameters = vec![text(&self.shared.feed), text(&table.0), text(&table.1), text(&commit.to_string()), Text(Some(hex(raw)))];
         (SPOOL.to_owned(), parameters)
     }
 
-    async fn one_by_one(&mut self, group: &mut Group, pending: Pending) -> Result<(), CdcError> {
+    pub(super) async fn one_by_one(&mut self, group: &mut Group, pending: &Pending) -> Result<(), CdcError> {
         match pending {
             Pending::Spool { table, commit, raw } => {
-                let (sql, parameters) = self.spool_statement(&table, commit, &raw);
+                let (sql, parameters) = self.spool_statement(table, *commit, raw);
                 self.client.execute_raw(&sql, parameters).await.attempt("spool a change on the follower").map(|_| ())
             }
             Pending::Row { relation, message, raw } => {
-                let table = self.table_of(relation)?;
+                let (relation, table) = (*relation, self.table_of(*relation)?);
                 if !lock(&self.shared.held).contains_key(&table)
                     && let Some(plan) = self.plan(group, relation, &table).await?
                 {
-                    match self.careful(&plan, &message).await? {
+                    match self.careful(&plan, message).await? {
                         Outcome::Done => return Ok(()),
                         Outcome::Unfit(reason) => self.hold(group, &table, 0, HeldState::Waiting, &reason).await?,
                     }
                 }
-                self.spool_now(group, relation, &raw).await
+                self.spool_now(group, relation, raw).await
             }
         }
     }

@@ -1,8 +1,12 @@
 //! Connections of a feed: control and apply sessions with every setting pinned that changes how values are written or read,
 //! and replication connections.
 
-use super::error::{Attempt, CdcError};
-use crate::{backend::Connection, config::ServerUrl, lsn::Lsn};
+use super::error::{Attempt, CdcError, describe_fields};
+use crate::{
+    backend::{BackendError, Connection},
+    config::ServerUrl,
+    lsn::Lsn,
+};
 use bytes::{Bytes, BytesMut};
 use std::error::Error;
 use tokio_postgres::{
@@ -44,27 +48,24 @@ pub(super) async fn connect(url: &ServerUrl, role: &str) -> Result<Client, CdcEr
     Ok(client)
 }
 
+const WRITER: &str = "SET session_replication_role = replica; SET default_transaction_read_only = off; SET synchronous_commit = off;
+    SET lock_timeout = 0";
+
 /// A session that writes to the follower: no triggers or foreign keys fire, and it may write where clients may not.
 /// Every such setting is read back: one that did not take would double or lose rows (pgcopydb issue 1034).
 pub(super) async fn connect_writer(url: &ServerUrl, role: &str) -> Result<Client, CdcError> {
     let client = connect(url, role).await?;
-    client
-        .batch_execute(
-            "SET session_replication_role = replica; SET default_transaction_read_only = off; SET synchronous_commit = off;
-             SET lock_timeout = 0",
-        )
-        .await
-        .map_err(|source| {
-            if source.code() == Some(&tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE) {
-                CdcError::Setup(format!(
-                    "role {} may not set session_replication_role on {}:{}: use a superuser, or GRANT SET ON PARAMETER \
+    client.batch_execute(WRITER).await.map_err(|source| {
+        if source.code() == Some(&tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE) {
+            CdcError::Setup(format!(
+                "role {} may not set session_replication_role on {}:{}: use a superuser, or GRANT SET ON PARAMETER \
                      session_replication_role TO it (PostgreSQL 15 and newer)",
-                    url.user, url.host, url.port
-                ))
-            } else {
-                CdcError::Postgres { what: "set up a writing session".into(), source }
-            }
-        })?;
+                url.user, url.host, url.port
+            ))
+        } else {
+            CdcError::Postgres { what: "set up a writing session".into(), source }
+        }
+    })?;
     // In a deadlock with somebody else on the follower (a rehearsal, a report) the other one notices first and gives way. Only
     // superusers may set it; without it the feed sometimes starts its transaction over.
     let _ = client.batch_execute("SET deadlock_timeout = '30s'").await;
@@ -83,10 +84,35 @@ pub(super) async fn connect_writer(url: &ServerUrl, role: &str) -> Result<Client
 
 /// A replication connection with the same pinned settings.
 pub(super) async fn connect_replication(url: &ServerUrl) -> Result<Connection, CdcError> {
-    let mut parameters: Vec<(&[u8], &[u8])> =
-        vec![(b"replication", b"database"), (b"application_name", b"understudy feed"), (b"client_encoding", b"UTF8")];
+    connect_raw(url, "feed", &[(b"replication", b"database")]).await
+}
+
+/// A connection of our own with the same pinned settings, for what the driver cannot do.
+pub(super) async fn connect_raw(url: &ServerUrl, role: &str, more: &[(&[u8], &[u8])]) -> Result<Connection, CdcError> {
+    let application = format!("understudy {role}");
+    let mut parameters: Vec<(&[u8], &[u8])> = vec![(b"application_name", application.as_bytes()), (b"client_encoding", b"UTF8")];
+    parameters.extend_from_slice(more);
     parameters.extend(PINNED.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())));
-    Connection::open(url, &parameters).await.map_err(|source| CdcError::Backend { what: "open a replication connection", source })
+    Connection::open(url, &parameters).await.map_err(|source| CdcError::Backend { what: "open a connection", source })
+}
+
+/// As [`connect_writer`], raw. To be used beside a session of [`connect_writer`], which has said what may be missing.
+pub(super) async fn connect_raw_writer(url: &ServerUrl, role: &str) -> Result<Connection, CdcError> {
+    let mut connection = connect_raw(url, role, &[]).await?;
+    run_raw(&mut connection, WRITER, "set up a writing session").await?;
+    let rows = connection.simple_query("SHOW session_replication_role").await;
+    match rows.as_ref().ok().and_then(|rows| rows.first()).map(Vec::as_slice) {
+        Some([Some(role)]) if role == "replica" => Ok(connection),
+        _ => Err(CdcError::Setup(format!("{}:{} did not accept session_replication_role=replica", url.host, url.port))),
+    }
+}
+
+/// Runs statements on a connection of our own.
+pub(super) async fn run_raw(connection: &mut Connection, sql: &str, what: &'static str) -> Result<Vec<Vec<Option<String>>>, CdcError> {
+    connection.simple_query(sql).await.map_err(|source| match source {
+        BackendError::Server(fields) => CdcError::Refused { what: what.into(), reason: describe_fields(&fields), code: fields.code },
+        source => CdcError::Backend { what, source },
+    })
 }
 
 /// `server_version_num` of a session's server.

@@ -27,6 +27,9 @@ enum Command {
         /// error, warn, info, debug or trace
         #[arg(long, default_value = "info")]
         log: tracing::Level,
+        /// Take over from the running process: it hands its sockets and feeds over and ends when its sessions have ended
+        #[arg(long)]
+        takeover: bool,
     },
     /// Assess a migration before it starts; exit status 1 when something blocks it
     Check {
@@ -167,10 +170,10 @@ fn fail(code: i32, message: &str) -> i32 {
 
 async fn dispatch(command: Command) -> i32 {
     match command {
-        Command::Run { config, log } => {
+        Command::Run { config, log, takeover } => {
             let colour = std::io::stderr().is_terminal();
             tracing_subscriber::fmt().with_max_level(log).with_writer(std::io::stderr).with_ansi(colour).with_target(false).init();
-            match control::run(&config).await {
+            match control::run(&config, takeover).await {
                 Ok(()) => 0,
                 Err(error @ control::StartError::Config(_)) => fail(2, &error.to_string()),
                 Err(error) => fail(3, &error.to_string()),

@@ -1,9 +1,9 @@
 //! From text to [`Config`]: defaults, ranges, uniqueness, `${ENV_VAR}`. Every refusal names file, line and remedy.
 
 use super::{
-    AdaptConfig, Config, ConsoleUser, CopyConfig, DatabaseConfig, FeedKind, MirrorWrites, PoolMode, ProxyConfig, RevertConfig, Secret,
-    ServerUrl, ShadowConfig, ShiftConfig, UserConfig,
-    raw::{RawConfig, RawDatabase, RawProxy, RawRevert, RawShadow, RawShift},
+    AdaptConfig, AuthConfig, Config, ConsoleUser, CopyConfig, DatabaseConfig, FeedKind, MirrorWrites, PoolMode, ProxyConfig, RevertConfig,
+    Secret, ServerUrl, ShadowConfig, ShiftConfig, TlsConfig, TlsVersion, UserConfig, UserSource,
+    raw::{RawAuth, RawConfig, RawDatabase, RawProxy, RawRevert, RawShadow, RawShift, RawTls},
 };
 use std::{collections::HashSet, net::SocketAddr, ops::Range, path::Path, time::Duration};
 use toml::Spanned;
@@ -123,6 +123,9 @@ impl Reader<'_> {
             metadata,
             pool_mode,
             console,
+            tls: raw.tls.map(tls).transpose()?,
+            auth: auth(raw.auth)?,
+            login_timeout: duration(raw.login_timeout, "login_timeout", Duration::from_secs(60))?,
             max_clients: in_range(raw.max_clients, "max_clients", 1..=1_000_000, 10_000)? as usize,
             shadow_memory_bytes_max: match raw.shadow_memory {
                 None => 64 << 20,
@@ -223,6 +226,49 @@ impl Reader<'_> {
         expanded.push_str(rest);
         Ok(expanded)
     }
+}
+
+fn tls(raw: RawTls) -> Result<TlsConfig, Refusal> {
+    let min_version = match &raw.min_version {
+        None => TlsVersion::V1_2,
+        Some(value) => match value.get_ref().as_str() {
+            "1.2" => TlsVersion::V1_2,
+            "1.3" => TlsVersion::V1_3,
+            other => return refuse(value.span(), format!("min_version is \"1.2\" or \"1.3\", not \"{other}\"")),
+        },
+    };
+    Ok(TlsConfig {
+        certificate: raw.certificate.into(),
+        key: raw.key.into(),
+        client_ca: raw.client_ca.map(Into::into),
+        required: raw.required,
+        min_version,
+    })
+}
+
+/// Names and verifiers of roles that may log in and whose password has not expired.
+const AUTH_QUERY: &str = "SELECT rolname, CASE WHEN rolvaliduntil < pg_catalog.now() THEN NULL ELSE rolpassword END \
+                          FROM pg_catalog.pg_authid WHERE rolname = $1 AND rolcanlogin";
+
+fn auth(raw: RawAuth) -> Result<AuthConfig, Refusal> {
+    let users = match &raw.users {
+        None => UserSource::Relay,
+        Some(value) => match value.get_ref().as_str() {
+            "relay" => UserSource::Relay,
+            "query" => UserSource::Query(raw.query.as_ref().map_or(AUTH_QUERY, |query| query.get_ref().as_str()).to_owned()),
+            file => match file.strip_prefix("file:") {
+                Some(path) if !path.is_empty() => UserSource::File(path.into()),
+                _ => return refuse(value.span(), format!("users is \"relay\", \"query\" or \"file:PATH\", not \"{file}\"")),
+            },
+        },
+    };
+    if let (Some(query), UserSource::Relay | UserSource::File(_)) = (&raw.query, &users) {
+        return refuse(query.span(), "query belongs to users = \"query\"");
+    }
+    if let (Some(query), false) = (&raw.query, raw.query.as_ref().is_some_and(|query| query.get_ref().contains("$1"))) {
+        return refuse(query.span(), "query must contain $1, which stands for the name, and return name and verifier");
+    }
+    Ok(AuthConfig { users, hba: raw.hba.map(Into::into), rules: raw.rules, ident: raw.ident.map(Into::into) })
 }
 
 fn name_of(value: &Spanned<String>) -> String {
@@ -395,6 +441,9 @@ sample_reads = 10.0
             ("10.0.0.2", "10.0.0.1", 9, "source itself"),
             ("name = \"shop\"", "name = \"understudy\"", 5, "console"),
             ("listen = \"127.0.0.1:6432\"", "listen = \"6432\"", 3, "ADDRESS:PORT"),
+            ("listen = \"127.0.0.1:6432\"", "tls = { certificate = \"c\", key = \"k\", min_version = \"1.1\" }", 3, "1.2"),
+            ("listen = \"127.0.0.1:6432\"", "auth.users = \"passwd\"", 3, "file:PATH"),
+            ("listen = \"127.0.0.1:6432\"", "auth = { users = \"query\", query = \"SELECT 1\" }", 3, "$1"),
             ("listen = \"127.0.0.1:6432\"", "listen = ", 3, ""),
         ] {
             assert!(GOOD.contains(from));

@@ -8,7 +8,7 @@ mod raw;
 mod url;
 
 pub use load::{ConfigError, load, parse, parse_duration};
-pub use url::{Secret, ServerUrl, SslMode};
+pub use url::{ChannelBinding, RootCertificates, Secret, ServerTls, ServerUrl, SslMode};
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -34,10 +34,82 @@ pub struct ProxyConfig {
     pub pool_mode: PoolMode,
     /// Who may use the console: `Some((user, password))` asks for that password; `None` admits loopback clients only.
     pub console: Option<ConsoleUser>,
+    /// `[proxy.tls]`: TLS towards clients, on the same port.
+    pub tls: Option<TlsConfig>,
+    /// `[proxy.auth]`: who checks passwords.
+    pub auth: AuthConfig,
+    /// How long a client may take to say who it is and to log in.
+    pub login_timeout: Duration,
     /// Most client connections at once; the next one is refused with SQLSTATE 53300.
     pub max_clients: usize,
     /// Most bytes of copied statements and answers that all shadow work together may hold in memory.
     pub shadow_memory_bytes_max: usize,
+}
+
+/// `[proxy.tls]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// Certificate and its chain, PEM.
+    pub certificate: PathBuf,
+    /// Its key, PEM, without passphrase.
+    pub key: PathBuf,
+    /// Authorities of client certificates, PEM. Clients may then show one.
+    pub client_ca: Option<PathBuf>,
+    /// Refuse clients that do not come over TLS.
+    pub required: bool,
+    /// Oldest TLS version.
+    pub min_version: TlsVersion,
+}
+
+/// `min_version`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsVersion {
+    /// TLS 1.2
+    V1_2,
+    /// TLS 1.3
+    V1_3,
+}
+
+/// `[proxy.auth]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthConfig {
+    /// Where names and passwords are checked.
+    pub users: UserSource,
+    /// Rules in the manner of pg_hba.conf: a file of them.
+    pub hba: Option<PathBuf>,
+    /// The same, written into proxy.toml; they come before the file's.
+    pub rules: Vec<String>,
+    /// Maps from names in certificates to roles, in the manner of pg_ident.conf.
+    pub ident: Option<PathBuf>,
+}
+
+/// `users`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UserSource {
+    /// The owner of the writes checks them itself; the proxy only passes messages on.
+    Relay,
+    /// A file in the format of PgBouncer's userlist.txt.
+    File(PathBuf),
+    /// A query on the owner of the writes, as the role of its url; `$1` is the name, the second column the verifier.
+    Query(String),
+}
+
+impl AuthConfig {
+    /// Files that are read again when they change.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let users = match &self.users {
+            UserSource::File(path) => Some(path),
+            UserSource::Relay | UserSource::Query(_) => None,
+        };
+        users.into_iter().chain(&self.hba).chain(&self.ident).cloned().collect()
+    }
+}
+
+impl TlsConfig {
+    /// Files that are read again when they change.
+    pub fn files(&self) -> Vec<PathBuf> {
+        [&self.certificate, &self.key].into_iter().chain(&self.client_ca).cloned().collect()
+    }
 }
 
 /// `[proxy.console]`

@@ -20,8 +20,34 @@ pub(super) struct RawProxy {
     pub metadata: Option<Spanned<String>>,
     pub pool_mode: Option<Spanned<String>>,
     pub console: Option<RawConsole>,
+    pub tls: Option<RawTls>,
+    #[serde(default)]
+    pub auth: RawAuth,
+    pub login_timeout: Option<Spanned<String>>,
     pub max_clients: Option<Spanned<i64>>,
     pub shadow_memory: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawTls {
+    pub certificate: String,
+    pub key: String,
+    pub client_ca: Option<String>,
+    #[serde(default)]
+    pub required: bool,
+    pub min_version: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawAuth {
+    pub users: Option<Spanned<String>>,
+    pub query: Option<Spanned<String>>,
+    pub hba: Option<String>,
+    #[serde(default)]
+    pub rules: Vec<String>,
+    pub ident: Option<String>,
 }
 
 #[derive(Deserialize)]

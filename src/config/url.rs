@@ -1,7 +1,7 @@
 //! `postgres://user:secret@host:port/dbname?sslmode=…` as a type that cannot print its secret.
 //! Source: PostgreSQL documentation, "Connection Strings" (libpq-connect).
 
-use std::{fmt, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 /// Text that prints as `***` everywhere.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -25,13 +25,56 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// `sslmode`. Only what does not need TLS is accepted today; the rest is refused when the file is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// `sslmode`, with libpq's meanings. None of them concerns a Unix socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum SslMode {
     /// Never TLS.
     Disable,
-    /// TLS if the server insists; today: without.
+    /// Without, unless the server insists.
+    Allow,
+    /// TLS if the server speaks it.
+    #[default]
     Prefer,
+    /// TLS, whoever the server is (with `sslrootcert`: as `verify-ca`).
+    Require,
+    /// TLS, and the server's certificate comes from a known authority.
+    VerifyCa,
+    /// The same, and the certificate names the host of the url.
+    VerifyFull,
+}
+
+/// `channel_binding`: whether SCRAM also proves that nobody sits in the middle of the TLS connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ChannelBinding {
+    /// Never.
+    Disable,
+    /// Where the server offers it.
+    #[default]
+    Prefer,
+    /// A server that does not do it is refused.
+    Require,
+}
+
+/// `sslrootcert`
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum RootCertificates {
+    /// `system`: those of this machine.
+    System,
+    /// A file of certificates in PEM.
+    File(PathBuf),
+}
+
+/// What a url says about TLS besides [`SslMode`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ServerTls {
+    /// `sslrootcert`
+    pub roots: Option<RootCertificates>,
+    /// `sslcert` and `sslkey`: what we show when the server asks.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// `sslnegotiation=direct`: a TLS handshake at once, without SSLRequest (PostgreSQL 17 and newer).
+    pub direct: bool,
+    /// `channel_binding`
+    pub channel_binding: ChannelBinding,
 }
 
 /// Where a server is and who we are there. `Display` and `Debug` never show the password.
@@ -49,6 +92,8 @@ pub struct ServerUrl {
     pub dbname: String,
     /// `sslmode`
     pub sslmode: SslMode,
+    /// Everything else about TLS.
+    pub tls: ServerTls,
 }
 
 impl ServerUrl {
@@ -78,21 +123,12 @@ impl ServerUrl {
             _ => (host_port, 5432),
         };
         let mut host = decode(host.trim_start_matches('[').trim_end_matches(']'))?;
-        let mut sslmode = SslMode::Prefer;
+        let mut query_tls = QueryTls::default();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             match (key, decode(value)?.as_str()) {
-                ("sslmode", "disable") => sslmode = SslMode::Disable,
-                ("sslmode", "allow" | "prefer") => sslmode = SslMode::Prefer,
-                ("sslmode", mode @ ("require" | "verify-ca" | "verify-full")) => {
-                    return Err(format!(
-                        "sslmode={mode} asks for TLS to the server, which this version cannot speak yet: \
-                         use sslmode=disable or prefer on a trusted network or behind a tunnel"
-                    ));
-                }
-                ("sslmode", mode) => return Err(format!("`{mode}` is not an sslmode")),
                 ("host", value) if host.is_empty() => host = value.to_owned(),
-                (key, _) => return Err(format!("`{key}` is not a url parameter that understudy knows (sslmode, host)")),
+                (key, value) => query_tls.take(key, value)?,
             }
         }
         if host.is_empty() {
@@ -100,7 +136,8 @@ impl ServerUrl {
         }
         let user = decode(user)?;
         let dbname = if dbname.is_empty() { user.clone() } else { decode(dbname)? };
-        Ok(ServerUrl { host, port, user, password: password.map(Secret::new), dbname, sslmode })
+        let (sslmode, tls) = query_tls.finish()?;
+        Ok(ServerUrl { host, port, user, password: password.map(Secret::new), dbname, sslmode, tls })
     }
 
     /// The same server, as another user.
@@ -123,6 +160,78 @@ impl ServerUrl {
             config.password(password.expose());
         }
         config
+    }
+}
+
+/// The url's parameters about TLS, as they come.
+#[derive(Default)]
+struct QueryTls {
+    sslmode: Option<SslMode>,
+    roots: Option<RootCertificates>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+    direct: bool,
+    channel_binding: ChannelBinding,
+}
+
+impl QueryTls {
+    fn take(&mut self, key: &str, value: &str) -> Result<(), String> {
+        match (key, value) {
+            ("sslmode", mode) => {
+                self.sslmode = Some(match mode {
+                    "disable" => SslMode::Disable,
+                    "allow" => SslMode::Allow,
+                    "prefer" => SslMode::Prefer,
+                    "require" => SslMode::Require,
+                    "verify-ca" => SslMode::VerifyCa,
+                    "verify-full" => SslMode::VerifyFull,
+                    _ => return Err(format!("`{mode}` is not an sslmode (disable, allow, prefer, require, verify-ca, verify-full)")),
+                });
+            }
+            ("sslrootcert", "system") => self.roots = Some(RootCertificates::System),
+            ("sslrootcert", file) => self.roots = Some(RootCertificates::File(file.into())),
+            ("sslcert", file) => self.certificate = Some(file.into()),
+            ("sslkey", file) => self.key = Some(file.into()),
+            ("sslnegotiation", "postgres") => self.direct = false,
+            ("sslnegotiation", "direct") => self.direct = true,
+            ("sslnegotiation", other) => return Err(format!("sslnegotiation is postgres or direct, not `{other}`")),
+            ("channel_binding", "disable") => self.channel_binding = ChannelBinding::Disable,
+            ("channel_binding", "prefer") => self.channel_binding = ChannelBinding::Prefer,
+            ("channel_binding", "require") => self.channel_binding = ChannelBinding::Require,
+            ("channel_binding", other) => return Err(format!("channel_binding is disable, prefer or require, not `{other}`")),
+            (key, _) => {
+                return Err(format!(
+                    "`{key}` is not a url parameter that understudy knows (host, sslmode, sslrootcert, sslcert, sslkey, \
+                     sslnegotiation, channel_binding)"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses what contradicts itself, as libpq does.
+    fn finish(self) -> Result<(SslMode, ServerTls), String> {
+        let system = self.roots == Some(RootCertificates::System);
+        let sslmode = match self.sslmode {
+            None if system => SslMode::VerifyFull,
+            None => SslMode::default(),
+            Some(weak) if system && weak != SslMode::VerifyFull => {
+                return Err("sslrootcert=system needs sslmode=verify-full: anybody can get a certificate from a public authority".into());
+            }
+            Some(mode) => mode,
+        };
+        if matches!(sslmode, SslMode::VerifyCa | SslMode::VerifyFull) && self.roots.is_none() {
+            return Err("verifying the server needs sslrootcert=FILE with the certificate of its authority, or sslrootcert=system".into());
+        }
+        if self.direct && matches!(sslmode, SslMode::Disable | SslMode::Allow | SslMode::Prefer) {
+            return Err("sslnegotiation=direct needs sslmode=require or stronger".into());
+        }
+        let identity = match (self.certificate, self.key) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            _ => return Err("sslcert and sslkey belong together: give both or neither".into()),
+        };
+        Ok((sslmode, ServerTls { roots: self.roots, identity, direct: self.direct, channel_binding: self.channel_binding }))
     }
 }
 
@@ -180,6 +289,18 @@ mod tests {
     }
 
     #[test]
+    fn says_how_to_be_sure_of_the_server() {
+        let url = ServerUrl::parse("postgres://a@h/d?sslmode=verify-ca&sslrootcert=%2Fca.crt&sslcert=c&sslkey=k&channel_binding=require");
+        let ServerUrl { sslmode, tls, .. } = url.unwrap();
+        assert_eq!(sslmode, SslMode::VerifyCa);
+        assert_eq!(tls.roots, Some(RootCertificates::File("/ca.crt".into())));
+        assert_eq!(tls.identity, Some(("c".into(), "k".into())));
+        assert_eq!((tls.direct, tls.channel_binding), (false, ChannelBinding::Require));
+        assert_eq!(ServerUrl::parse("postgres://a@h/d?sslrootcert=system").unwrap().sslmode, SslMode::VerifyFull);
+        assert_eq!(ServerUrl::parse("postgres://a@h/d").unwrap().sslmode, SslMode::Prefer);
+    }
+
+    #[test]
     fn says_what_is_wrong() {
         for (text, part) in [
             ("http://x", "postgres://"),
@@ -188,7 +309,12 @@ mod tests {
             ("postgres://a@h:x/d", "not a port"),
             ("postgres://a@/d", "no host"),
             ("postgres://a:%zz@h/d", "hexadecimal"),
-            ("postgres://a@h/d?sslmode=verify-full", "TLS"),
+            ("postgres://a@h/d?sslmode=verify-full", "sslrootcert=FILE"),
+            ("postgres://a@h/d?sslmode=always", "verify-full"),
+            ("postgres://a@h/d?sslmode=require&sslrootcert=system", "verify-full"),
+            ("postgres://a@h/d?sslnegotiation=direct", "sslmode=require"),
+            ("postgres://a@h/d?sslcert=x.crt", "both"),
+            ("postgres://a@h/d?channel_binding=yes", "require"),
             ("postgres://a@h/d?foo=1", "`foo`"),
         ] {
             let error = ServerUrl::parse(text).unwrap_err();

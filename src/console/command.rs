@@ -26,10 +26,14 @@ pub enum Command {
     },
     /// `RELOAD`
     Reload,
+    /// `REMOVE LEFTOVERS <db>`
+    RemoveLeftovers(String),
     /// `PAUSE [db]`
     Pause(Option<String>),
     /// `RESUME [db]`
     Resume(Option<String>),
+    /// `RECONNECT [db]`
+    Reconnect(Option<String>),
     /// `APPROVE <id> [AS '<sql>']`
     Approve {
         /// Proposal id.
@@ -105,6 +109,7 @@ pub enum Topic {
     Events,
     Alerts,
     Cutover,
+    Leftovers,
     Help,
 }
 
@@ -115,10 +120,13 @@ impl fmt::Display for Command {
             Command::Show(topic) => write!(f, "SHOW {topic}"),
             Command::Set { shadow, knob, value } => write!(f, "SET {} {} = {}", Name(shadow), Name(knob), Literal(value)),
             Command::Reload => f.write_str("RELOAD"),
+            Command::RemoveLeftovers(name) => write!(f, "REMOVE LEFTOVERS {}", Name(name)),
             Command::Pause(None) => f.write_str("PAUSE"),
             Command::Pause(Some(database)) => write!(f, "PAUSE {}", Name(database)),
             Command::Resume(None) => f.write_str("RESUME"),
             Command::Resume(Some(database)) => write!(f, "RESUME {}", Name(database)),
+            Command::Reconnect(None) => f.write_str("RECONNECT"),
+            Command::Reconnect(Some(database)) => write!(f, "RECONNECT {}", Name(database)),
             Command::Approve { id, sql: None } => write!(f, "APPROVE {id}"),
             Command::Approve { id, sql: Some(sql) } => write!(f, "APPROVE {id} AS {}", Literal(sql)),
             Command::Reject(id) => write!(f, "REJECT {id}"),

@@ -4,7 +4,7 @@
 use super::dispatch::exit_code_of;
 use crate::{
     backend::{BackendError, Connection},
-    config::{Secret, ServerUrl, SslMode},
+    config::{Secret, ServerTls, ServerUrl, SslMode},
     wire::{
         WireError,
         backend::{ErrorFields, RowDescription, data_row},
@@ -59,6 +59,7 @@ pub async fn run(target: CtlTarget, words: &str, json: bool) -> Output {
         password: target.password,
         dbname: "understudy".into(),
         sslmode: SslMode::Disable,
+        tls: ServerTls::default(),
     };
     let mut output = Output::default();
     let result = async {

@@ -41,12 +41,18 @@ fn tagged(tag: &str, notice: impl Into<String>) -> Answer {
 impl Controller {
     /// Carries out a command.
     pub(super) async fn execute(self: Arc<Self>, command: Command, who: &str) -> Result<Answer, CommandError> {
+        if self.handed_over.load(Ordering::SeqCst) && !matches!(command, Command::Show(_) | Command::Shutdown) {
+            let reason = "another process has taken over from this one: connect to the console again to reach it";
+            return Err(CommandError::Refused(reason.into()));
+        }
         match command {
             Command::Show(topic) => self.show(topic).await,
             Command::Set { shadow, knob, value } => self.set(&shadow, &knob, &value, who),
             Command::Reload => self.reload(),
+            Command::RemoveLeftovers(name) => self.remove_leftovers(&name, who).await,
             Command::Pause(name) => self.pause(name.as_deref()).await,
             Command::Resume(name) => self.resume(name.as_deref()),
+            Command::Reconnect(name) => self.reconnect(name.as_deref(), who),
             Command::Approve { id, sql } => self.approve(id, sql.as_deref(), who).await,
             Command::Reject(id) => self.reject(id, who).await,
             Command::SimulateCutover { shadow, percent, duration } => self.simulate(&shadow, percent, duration).await,
@@ -117,6 +123,29 @@ impl Controller {
         Ok(tagged("RESUME", "waiting transactions go on"))
     }
 
+    fn reconnect(&self, name: Option<&str>, who: &str) -> Result<Answer, CommandError> {
+        let mut sessions = 0;
+        for managed in self.some_databases(name)? {
+            let database = &managed.database.name;
+            let Ok(_turn) = managed.switching.try_lock() else {
+                return Err(CommandError::Refused(format!("a cutover of {database} is running: it gives every session a new connection")));
+            };
+            let owner = managed.database.route.load().owner.clone();
+            let renewed = self.repository.renew(database).map_err(failed)?;
+            managed.route_to(owner, renewed.epoch, None);
+            sessions += managed.database.clients();
+            let message = format!("{who} asked the sessions of {database} to connect to its servers anew");
+            self.repository.record(Severity::Info, "control", database, "", &message, json!({"epoch": renewed.epoch}));
+        }
+        Ok(tagged(
+            "RECONNECT",
+            format!(
+                "{sessions} sessions open a new server connection when their transaction has ended; those whose log-in understudy does not \
+                 know keep theirs: SHOW CLIENTS"
+            ),
+        ))
+    }
+
     fn shadow_start(&self, name: &str) -> Result<Answer, CommandError> {
         let (managed, shadow) = self.shadow(name)?;
         if shadow.config.load().feed != FeedKind::Cdc {
@@ -183,6 +212,33 @@ impl Controller {
             json!({}),
         );
         Ok(tagged("SHADOW STOP", format!("shadow {name} is stopped; slot, publication and triggers are removed, its data stays")))
+    }
+
+    async fn remove_leftovers(&self, name: &str, who: &str) -> Result<Answer, CommandError> {
+        let managed = self.database(name)?;
+        let _turn = managed.switching.try_lock().map_err(|_| CommandError::Refused("a cutover is running: wait for its end".into()))?;
+        let mut keep = Vec::new();
+        for shadow in &managed.shadows {
+            // A started shadow needs the feed that runs, and after a cutover the one that is ready to.
+            if self.repository.is_started(name, &shadow.name()).map_err(failed)?
+                || managed.database.route.load().owner == shadow.route.target
+            {
+                keep.extend(
+                    [Direction::Forward, Direction::Reverse].map(|direction| cdc::feed_name(&managed.feed_spec(shadow, direction))),
+                );
+            }
+        }
+        let mut removed = Vec::new();
+        for (server, url) in managed.servers() {
+            let gone = cdc::leftovers::remove(&url, name, &keep).await.map_err(|error| failed(format!("{server}: {error}")))?;
+            removed.extend(gone.iter().map(|leftover| format!("{server}: {leftover}")));
+        }
+        if !removed.is_empty() {
+            let message = format!("leftovers of {name} were removed: {}", removed.join(", "));
+            self.repository.record(Severity::Info, "cdc", name, "", &message, json!({"by": who}));
+        }
+        let notices = if removed.is_empty() { vec!["there was nothing to remove".to_owned()] } else { removed };
+        Ok(Answer { tag: "REMOVE LEFTOVERS".into(), notices, ..Answer::default() })
     }
 
     fn lose_change(&self, name: &str) -> Result<Answer, CommandError> {
@@ -417,6 +473,12 @@ impl Controller {
             .map_err(|_| CommandError::Refused("a cutover or rollback is already running: SHOW CUTOVER".into()))?;
         if managed.paused.load(Ordering::SeqCst) {
             return Err(CommandError::Refused(format!("{} is paused: RESUME {} first", managed.database.name, managed.database.name)));
+        }
+        if let Some(left) = self.predecessor_sessions().await {
+            return Err(CommandError::Refused(format!(
+                "the process that this one has taken over from still serves {left} sessions, which would go on writing to the old owner: wait for \
+                 their end, or end that process (SIGTERM lets their transactions end)"
+            )));
         }
         let switch = self.switch(managed, shadow, to_shadow)?;
         if dry_run {

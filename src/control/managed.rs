@@ -1,12 +1,12 @@
 //! One database and its shadows as the control plane holds them.
 
+use super::health::ServerHealth;
 use crate::{
     cdc::{Direction, Fault, Feed, FeedSpec, Start},
     config::{DatabaseConfig, FeedKind, MirrorWrites, ShadowConfig},
     console::state::{CutoverState, RevertState},
     lsn::Lsn,
     metadata::{Owner, Repository},
-    monitor::ResourceSample,
     schema::Adapter,
     sql::{CatalogFacts, Classifier},
     traffic::{
@@ -46,8 +46,8 @@ pub struct Managed {
     pub switching: tokio::sync::Mutex<()>,
     /// Held by PAUSE.
     pub paused: AtomicBool,
-    /// The newest sample of the source's server.
-    pub resources: Mutex<Option<ResourceSample>>,
+    /// What is known of the source's server.
+    pub health: Arc<Mutex<ServerHealth>>,
 }
 
 /// A shadow.
@@ -72,8 +72,8 @@ pub struct ManagedShadow {
     pub adapter: Mutex<Option<Arc<Adapter>>>,
     /// A simulation or verification is running.
     pub busy: tokio::sync::Mutex<()>,
-    /// The newest sample of its server.
-    pub resources: Mutex<Option<ResourceSample>>,
+    /// What is known of its server.
+    pub health: Arc<Mutex<ServerHealth>>,
 }
 
 /// Locks a mutex whose holder may have panicked: the values in here are whole at every moment.
@@ -132,7 +132,7 @@ impl Managed {
             cutover: Mutex::new(None),
             switching: tokio::sync::Mutex::new(()),
             paused: AtomicBool::new(false),
-            resources: Mutex::new(None),
+            health: Arc::default(),
         })
     }
 
@@ -151,6 +151,12 @@ impl Managed {
     pub fn route_to(&self, owner: Arc<Target>, epoch: i64, standby: Option<Arc<Target>>) {
         let shadows = self.shadows.iter().filter(|shadow| shadow.route.target != owner).map(|shadow| shadow.route.clone()).collect();
         self.database.swap_route(Route { epoch, owner, standby, shadows });
+    }
+
+    /// The source and the shadows, by name.
+    pub fn servers(&self) -> Vec<(String, crate::config::ServerUrl)> {
+        let shadows = self.shadows.iter().map(|shadow| (shadow.name(), shadow.config.load().url.clone()));
+        std::iter::once(("source".to_owned(), self.config.load().source.clone())).chain(shadows).collect()
     }
 
     /// The feed between source and this shadow in one direction.
@@ -208,7 +214,7 @@ impl ManagedShadow {
             fault: Fault::default(),
             adapter: Mutex::new(None),
             busy: tokio::sync::Mutex::new(()),
-            resources: Mutex::new(None),
+            health: Arc::default(),
             config: ArcSwap::from_pointee(config.clone()),
         }
     }

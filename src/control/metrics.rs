@@ -1,6 +1,6 @@
 //! Samples for `/metrics`: `understudy_<component>_<noun>_<unit>[_total]`, labels database, shadow and few bounded others.
 
-use super::Controller;
+use super::{Controller, managed::lock};
 use crate::{
     console::{Metric, state::ShadowState},
     monitor::LatencySummary,
@@ -39,6 +39,15 @@ impl Controller {
         let mut samples = Samples(Vec::new());
         samples.gauge("understudy_proxy_uptime_seconds", "Seconds since the process started", &[], state.uptime_s);
         samples.gauge("understudy_traffic_copies_bytes", "Bytes held by all shadow work together", &[], self.budget.used() as f64);
+        for managed in &self.databases {
+            let shadows = managed.shadows.iter().map(|shadow| (shadow.name(), shadow.health.clone()));
+            for (server, health) in std::iter::once(("source".to_owned(), managed.health.clone())).chain(shadows) {
+                if let Some(up) = lock(&health).up {
+                    let labels = [("database", managed.database.name.as_str()), ("server", server.as_str())];
+                    samples.gauge("understudy_monitor_server_up", "1 while the server answers", &labels, f64::from(u8::from(up)));
+                }
+            }
+        }
         for database in &state.databases {
             let labels = [("database", database.name.as_str())];
             samples.gauge("understudy_proxy_clients", "Client connections", &labels, database.clients as f64);

@@ -4,6 +4,7 @@
 //! ends with it. Deliberately absent: bytes of clients. The data plane goes on serving when anything in here fails.
 
 mod commands;
+mod health;
 mod managed;
 mod metrics;
 mod operator;
@@ -11,14 +12,20 @@ mod reload;
 mod show;
 mod start;
 mod state;
+mod takeover;
 mod watch;
 
+pub use health::ServerHealth;
 pub use managed::{Managed, ManagedShadow};
 pub use start::{StartError, run};
 
 use crate::{config::Config, metadata::Repository, session::FrontDoor, traffic::copies::ByteBudget};
 use arc_swap::ArcSwap;
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, atomic::AtomicBool},
+    time::Instant,
+};
 use tokio::sync::Notify;
 
 /// The running process.
@@ -41,6 +48,14 @@ pub struct Controller {
     pub shutdown: Notify,
     /// The command `FAULT LOSE CHANGE` is allowed (environment variable `UNDERSTUDY_FAULT=lose-change`, for tests).
     pub faults_allowed: bool,
+    /// Another process has taken over: this one only serves the sessions it has.
+    pub handed_over: AtomicBool,
+    /// The sockets that this process listens on; `None` once it shuts down.
+    listeners: Mutex<Option<takeover::Listeners>>,
+    /// The tasks that accept on them.
+    accepting: Mutex<Option<start::Accepting>>,
+    /// The process that this one has taken over from.
+    predecessor: Option<takeover::Predecessor>,
     /// The cutover step at which the process dies (`UNDERSTUDY_FAULT=crash-at:<step>`, for tests).
     pub crash_at: Option<String>,
 }

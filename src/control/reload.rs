@@ -153,7 +153,7 @@ impl Controller {
         loop {
             tokio::time::sleep(WATCH_INTERVAL).await;
             let now = modified(&self.config_path);
-            if now == known || now.is_none() {
+            if now == known || now.is_none() || self.handed_over.load(Ordering::SeqCst) {
                 continue;
             }
             known = now;

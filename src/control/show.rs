@@ -6,6 +6,7 @@ use super::{
     state::{database_state, feed_state},
 };
 use crate::{
+    cdc::{self, Direction},
     console::{Answer, CommandError, command::Topic},
     monitor::LatencySummary,
 };
@@ -36,7 +37,7 @@ impl Controller {
             Topic::Databases => self.show_databases(),
             Topic::Shadows => self.show_shadows(),
             Topic::Clients => self.show_clients(),
-            Topic::Servers => self.show_servers().await,
+            Topic::Servers => self.show_servers(),
             Topic::Pools => self.show_pools(),
             Topic::Stats => self.show_stats(),
             Topic::Routes => self.show_routes(),
@@ -49,8 +50,37 @@ impl Controller {
             Topic::Events => self.show_events(false)?,
             Topic::Alerts => self.show_events(true)?,
             Topic::Cutover => self.show_cutover(),
+            Topic::Leftovers => self.show_leftovers().await,
             Topic::Help => crate::console::command::help(),
         })
+    }
+
+    /// What is there on each server, and whether a started shadow uses it.
+    async fn show_leftovers(&self) -> Answer {
+        let mut rows = Vec::new();
+        for managed in &self.databases {
+            let name = &managed.database.name;
+            let started: Vec<String> = managed
+                .shadows
+                .iter()
+                .filter(|shadow| self.repository.is_started(name, &shadow.name()).unwrap_or(true))
+                .flat_map(|shadow| [Direction::Forward, Direction::Reverse].map(|way| cdc::feed_name(&managed.feed_spec(shadow, way))))
+                .collect();
+            for (server, url) in managed.servers() {
+                match cdc::leftovers::list(&url).await {
+                    Ok(found) => rows.extend(found.into_iter().map(|leftover| {
+                        // The schema and the triggers serve every feed.
+                        let used = started.contains(&leftover.name) || (!started.is_empty() && !leftover.name.contains(name.as_str()));
+                        let used = used || leftover.active;
+                        vec![json!(name), json!(server), json!(leftover.kind), json!(leftover.name), json!(leftover.active), json!(used)]
+                    })),
+                    Err(error) => {
+                        rows.push(vec![json!(name), json!(server), json!("error"), json!(error.to_string()), json!(false), json!(false)])
+                    }
+                }
+            }
+        }
+        table(&["database", "server", "kind", "name", "active", "used"], rows)
     }
 
     fn show_config(&self) -> Answer {
@@ -159,27 +189,27 @@ impl Controller {
         table(&["id", "database", "user", "peer", "application", "age_s", "requests", "epoch", "pinned_by", "shadow_error"], rows)
     }
 
-    async fn show_servers(&self) -> Answer {
+    fn show_servers(&self) -> Answer {
         let mut rows = Vec::new();
         for managed in &self.databases {
-            let mut targets = vec![managed.source()];
-            targets.extend(managed.shadows.iter().map(|shadow| shadow.route.target.clone()));
-            for target in targets {
-                let sample = async {
-                    let client = super::commands::connect(&target.url, "understudy servers").await.map_err(|error| error.to_string())?;
-                    crate::monitor::sample(&client).await.map_err(|error| error.to_string())
-                };
-                let found = tokio::time::timeout(std::time::Duration::from_secs(3), sample)
-                    .await
-                    .unwrap_or_else(|_| Err("no answer within 3 s".into()));
-                let (sample, error) = match found {
-                    Ok(sample) => (json!(sample), Value::Null),
-                    Err(error) => (Value::Null, json!(error)),
-                };
-                rows.push(row([json!(managed.database.name), json!(target.name), json!(target.url.to_string()), sample, error]));
+            let mut servers = vec![("source".to_owned(), managed.config.load().source.to_string(), managed.health.clone())];
+            servers
+                .extend(managed.shadows.iter().map(|shadow| (shadow.name(), shadow.config.load().url.to_string(), shadow.health.clone())));
+            for (name, url, health) in servers {
+                let health = lock(&health).clone();
+                rows.push(row([
+                    json!(managed.database.name),
+                    json!(name),
+                    json!(url),
+                    json!(health.state()),
+                    json!(health.since_ms),
+                    json!(health.failures),
+                    json!(health.resources),
+                    json!(health.error),
+                ]));
             }
         }
-        table(&["database", "server", "url", "resources", "error"], rows)
+        table(&["database", "server", "url", "state", "since_ms", "failures", "resources", "error"], rows)
     }
 
     fn show_pools(&self) -> Answer {

@@ -4,7 +4,7 @@ use super::{
     Controller, Managed,
     managed::{ManagedShadow, lock},
     operator::Handle,
-    watch,
+    takeover, watch,
 };
 use crate::{
     cdc::{Direction, Start},
@@ -22,13 +22,23 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     path::Path,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, atomic::AtomicBool},
     time::{Duration, Instant},
 };
-use tokio::{net::TcpListener, sync::Notify, task::JoinSet};
+use tokio::{
+    net::TcpListener,
+    sync::Notify,
+    task::{JoinHandle, JoinSet},
+};
 
 /// Sessions get this long to end their transactions at shutdown.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Requests to the dashboard that are under way get this long.
+const HTTP_DRAIN: Duration = Duration::from_millis(300);
+
+/// Connections that may wait in the socket's queue: enough for all clients of a crowded database to come at once.
+const BACKLOG: i32 = 4096;
 
 /// The process could not start.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +83,9 @@ pub enum StartError {
         /// Why.
         reason: String,
     },
+    /// The running process keeps everything.
+    #[error("{0}")]
+    Takeover(String),
     /// The configuration no longer names the owner.
     #[error(
         "shadow {shadow} owns the writes of {database} since a cutover, but the configuration does not name it: put it back, or make it the source"
@@ -85,16 +98,20 @@ pub enum StartError {
     },
 }
 
-/// Runs until SHUTDOWN, SIGTERM or SIGINT.
+/// Runs until SHUTDOWN, SIGTERM or SIGINT, or until another process has taken over and the last session has ended. `takeover`: from the
+/// running process, if there is one.
 ///
 /// # Errors
 /// [`StartError`]
-pub async fn run(path: &Path) -> Result<(), StartError> {
+pub async fn run(path: &Path, takeover: bool) -> Result<(), StartError> {
     let config = config::load(path)?;
-    let listener = listen(config.proxy.listen, "listen").await?;
-    let http = match config.proxy.http {
-        Some(address) => Some(listen(address, "http").await?),
-        None => None,
+    let handover = match takeover {
+        true => takeover::ask(&config.proxy.metadata).await.map_err(StartError::Takeover)?,
+        false => None,
+    };
+    let listeners = match &handover {
+        Some(handover) => handed(&config, &handover.listeners)?,
+        None => listen(&config)?,
     };
     let repository = Repository::open(&config.proxy.metadata)?;
     let budget = ByteBudget::new(config.proxy.shadow_memory_bytes_max);
@@ -107,6 +124,10 @@ pub async fn run(path: &Path) -> Result<(), StartError> {
     }
     let handle: Arc<OnceLock<Arc<Controller>>> = Arc::new(OnceLock::new());
     let door = front_door(&config, &databases, &handle);
+    let predecessor = handover.as_ref().map(|handover| handover.predecessor);
+    if let Some(predecessor) = predecessor {
+        door.ask_about_strangers(Box::new(move |pid, key| Box::pin(predecessor.cancel(pid, key))));
+    }
     let controller = Arc::new(Controller {
         config_path: path.to_owned(),
         repository,
@@ -115,6 +136,10 @@ pub async fn run(path: &Path) -> Result<(), StartError> {
         budget,
         started: Instant::now(),
         shutdown: Notify::new(),
+        handed_over: AtomicBool::new(false),
+        listeners: Mutex::new(Some(listeners)),
+        accepting: Mutex::new(None),
+        predecessor,
         crash_at: std::env::var("UNDERSTUDY_FAULT").ok().and_then(|fault| fault.strip_prefix("crash-at:").map(str::to_owned)),
         faults_allowed: std::env::var("UNDERSTUDY_FAULT").is_ok_and(|fault| fault == "lose-change"),
         config: ArcSwap::from_pointee(config),
@@ -126,17 +151,21 @@ pub async fn run(path: &Path) -> Result<(), StartError> {
     let mut tasks = JoinSet::new();
     watch::spawn_all(&controller, &mut tasks);
     tasks.spawn(controller.clone().watch_file());
-    let stop_http = Arc::new(Notify::new());
-    if let Some(http) = http {
-        let (operator, stop) = (Arc::new(Handle(controller.clone())), stop_http.clone());
-        tasks.spawn(async move { console::http::serve_http(http, operator, async move { stop.notified().await }).await });
+    controller.start_listening()?;
+    {
+        let config = controller.config.load();
+        tracing::info!(listen = %config.proxy.listen, http = ?config.proxy.http, databases = controller.databases.len(), "understudy is ready");
     }
-    tasks.spawn(door.clone().listen(listener));
-    let config = controller.config.load();
-    tracing::info!(listen = %config.proxy.listen, http = ?config.proxy.http, databases = controller.databases.len(), "understudy is ready");
-    drop(config);
-    wait_for_the_end(&controller).await;
+    if let Some(handover) = handover {
+        tracing::info!(pid = handover.predecessor.pid, "took over from the running process; it ends when its sessions have ended");
+        handover.confirm().await;
+    }
+    tokio::select! {
+        () = wait_for_the_end(&controller) => {}
+        () = serve_what_is_left(&controller) => return Ok(()),
+    }
     tracing::info!("shutting down: no new clients; sessions end when their transaction has ended");
+    drop(lock(&controller.listeners).take()); // who comes now is refused at once, not left waiting in the queue
     door.close();
     let deadline = Instant::now() + DRAIN_TIMEOUT;
     while door.connected() > 0 && Instant::now() < deadline {
@@ -150,13 +179,95 @@ pub async fn run(path: &Path) -> Result<(), StartError> {
             }
         }
     }
-    stop_http.notify_waiters();
+    controller.stop_listening().await;
     tasks.abort_all();
     Ok(())
 }
 
-async fn listen(address: SocketAddr, key: &'static str) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, key, source })
+/// After a takeover: until the last session has ended.
+async fn serve_what_is_left(controller: &Arc<Controller>) {
+    takeover::offer(controller).await;
+    let answering = tokio::spawn(takeover::answer_successor(controller.clone()));
+    while controller.door.connected() + controller.door.arriving() > 0 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    answering.abort();
+    tracing::info!("the last session has ended");
+}
+
+fn listen(config: &Config) -> Result<takeover::Listeners, StartError> {
+    let bind = |address: SocketAddr, key: &'static str| {
+        let listener = std::net::TcpListener::bind(address).and_then(|listener| {
+            rustix::net::listen(&listener, BACKLOG)?; // the library asks for 128
+            Ok(listener)
+        });
+        listener.map_err(|source| StartError::Listen { address, key, source })
+    };
+    let http = config.proxy.http.map(|address| bind(address, "http")).transpose()?;
+    Ok(takeover::Listeners { clients: bind(config.proxy.listen, "listen")?, http })
+}
+
+/// The sockets of the running process, if they are those that the configuration names.
+fn handed(config: &Config, sockets: &takeover::Listeners) -> Result<takeover::Listeners, StartError> {
+    let of = |socket: &std::net::TcpListener| socket.local_addr().ok();
+    let found = (of(&sockets.clients), sockets.http.as_ref().and_then(of));
+    if found != (Some(config.proxy.listen), config.proxy.http) {
+        return Err(StartError::Takeover(
+            "listen and http of [proxy] are not those of the running process: a takeover cannot change them. The running process goes on"
+                .into(),
+        ));
+    }
+    sockets.duplicate().map_err(|error| StartError::Takeover(format!("cannot take the sockets over: {error}")))
+}
+
+/// The tasks that accept.
+pub(super) struct Accepting {
+    clients: JoinHandle<()>,
+    http: Option<(JoinHandle<()>, Arc<Notify>)>,
+}
+
+impl Controller {
+    /// Accepts clients, consoles and HTTP.
+    pub(super) fn start_listening(self: &Arc<Self>) -> Result<(), StartError> {
+        let config = self.config.load();
+        let runtime = |socket: std::net::TcpListener, address: SocketAddr, key: &'static str| {
+            let listener = socket.set_nonblocking(true).and_then(|()| TcpListener::from_std(socket));
+            listener.map_err(|source| StartError::Listen { address, key, source })
+        };
+        let duplicate = lock(&self.listeners).as_ref().map(takeover::Listeners::duplicate).transpose();
+        let duplicate = duplicate.map_err(|source| StartError::Listen { address: config.proxy.listen, key: "listen", source })?;
+        let Some(sockets) = duplicate else { return Ok(()) };
+        let clients = tokio::spawn(self.door.clone().listen(runtime(sockets.clients, config.proxy.listen, "listen")?));
+        let http = match (sockets.http, config.proxy.http) {
+            (Some(socket), Some(address)) => {
+                let (listener, stop) = (runtime(socket, address, "http")?, Arc::new(Notify::new()));
+                let (operator, stopped) = (Arc::new(Handle(self.clone())), stop.clone());
+                let serving = async move { console::http::serve_http(listener, operator, async move { stopped.notified().await }).await };
+                Some((tokio::spawn(serving), stop))
+            }
+            _ => None,
+        };
+        *lock(&self.accepting) = Some(Accepting { clients, http });
+        Ok(())
+    }
+
+    /// Leaves who waits in the sockets' queues there.
+    pub(super) async fn stop_listening(&self) {
+        let Some(Accepting { clients, http }) = lock(&self.accepting).take() else { return };
+        clients.abort();
+        let _ = clients.await;
+        if let Some((mut serving, stop)) = http {
+            stop.notify_one();
+            if tokio::time::timeout(HTTP_DRAIN, &mut serving).await.is_err() {
+                serving.abort();
+            }
+        }
+    }
+
+    /// Sessions that the process before this one still serves; `None`: it has ended, or there was none.
+    pub(super) async fn predecessor_sessions(&self) -> Option<usize> {
+        self.predecessor?.sessions().await
+    }
 }
 
 fn front_door(config: &Config, databases: &[Arc<Managed>], handle: &Arc<OnceLock<Arc<Controller>>>) -> Arc<FrontDoor> {
@@ -222,7 +333,7 @@ async fn open(config: &DatabaseConfig, repository: &Repository, budget: &Arc<Byt
 }
 
 /// The server's words, with the cause where the library hides it.
-fn reason(error: &tokio_postgres::Error) -> String {
+pub(super) fn reason(error: &tokio_postgres::Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
@@ -286,9 +397,8 @@ async fn recover_cutover(managed: &Arc<Managed>, repository: &Repository) -> Res
     }
 }
 
-/// Goes on with the feeds that an operator had started.
+/// Ends what a recovery has left, and goes on with the feeds that an operator had started.
 fn resume(controller: &Arc<Controller>, managed: &Arc<Managed>, recovery: Recovery) -> Result<(), StartError> {
-    let owner = managed.database.route.load().owner.clone();
     let name = &managed.database.name;
     let mut recovered = None;
     if let Recovery::StartOpposite { run, shadow, to_shadow, marker } = recovery {
@@ -301,9 +411,16 @@ fn resume(controller: &Arc<Controller>, managed: &Arc<Managed>, recovery: Recove
             .map_err(|reason| StartError::Recovery { database: name.clone(), reason })?;
         recovered = Some(shadow);
     }
+    resume_feeds(controller, managed, recovered.as_deref())
+}
+
+/// Goes on with the feeds that an operator had started, but for one that runs already.
+pub(super) fn resume_feeds(controller: &Controller, managed: &Managed, running: Option<&str>) -> Result<(), StartError> {
+    let owner = managed.database.route.load().owner.clone();
+    let name = &managed.database.name;
     for shadow in &managed.shadows {
         let started = controller.repository.is_started(name, &shadow.name())?;
-        if !started || recovered.as_deref() == Some(&shadow.name()) {
+        if !started || running == Some(&shadow.name()) {
             continue;
         }
         let direction = if shadow.route.target == owner { Direction::Reverse } else { Direction::Forward };

@@ -59,7 +59,7 @@ pub(super) fn database_state(managed: &Managed) -> DatabaseState {
         errors: database.errors.get(),
         source_url: managed.config.load().source.to_string(),
         latency: database.latency.summary(),
-        resources: lock(&managed.resources).clone(),
+        resources: lock(&managed.health).resources.clone(),
         shadows: managed.shadows.iter().map(|shadow| shadow_state(managed, shadow)).collect(),
         cutover: lock(&managed.cutover).clone(),
     }
@@ -83,7 +83,7 @@ fn shadow_state(managed: &Managed, shadow: &ManagedShadow) -> ShadowState {
         url: config.url.to_string(),
         sample_reads: route.sample_reads.get(),
         serve_reads: route.serve_reads.get(),
-        resources: lock(&shadow.resources).clone(),
+        resources: lock(&shadow.health).resources.clone(),
         mirror_writes: if route.rehearse.load(Ordering::SeqCst) { "rehearse".into() } else { "off".into() },
         health,
         feed: feed_state(shadow),

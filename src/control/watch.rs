@@ -2,21 +2,19 @@
 //! what the servers are doing.
 
 use super::{
-    Controller,
+    Controller, health,
     managed::{Managed, ManagedShadow, lock},
 };
 use crate::{
     cdc::Direction,
-    config::ServerUrl,
     lsn::Lsn,
     metadata::{ProposalState, Severity},
-    monitor::{self, ResourceSample},
     sql::CatalogFacts,
     traffic::{database::monotonic_ms, judge},
 };
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 use tokio::task::JoinSet;
@@ -29,10 +27,6 @@ const JUDGE_INTERVAL: Duration = Duration::from_millis(50);
 const DRIFT_INTERVAL: Duration = Duration::from_secs(3);
 /// Sessions that write around the fence and are told of, per change of owner: after so many, one more says nothing new.
 const BYPASSES_MAX: usize = 100;
-/// How often a server is asked what it is doing: often enough for a person who watches, one cheap statement for the server.
-const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
-/// A server that has not told by then is not known.
-const SAMPLE_TIMEOUT: Duration = Duration::from_secs(3);
 /// After a failure a task tries again after this time.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -42,18 +36,30 @@ pub(super) fn spawn_all(controller: &Arc<Controller>, tasks: &mut JoinSet<()>) {
         tasks.spawn(tick(managed.clone()));
         tasks.spawn(refresh_facts(managed.clone()));
         tasks.spawn(bypass(controller.clone(), managed.clone()));
-        tasks.spawn({
-            let managed = managed.clone();
-            async move { watch_server(|| managed.config.load().source.clone(), &managed.resources).await }
-        });
+        tasks.spawn(health::watch(
+            controller.clone(),
+            managed.clone(),
+            "source".into(),
+            {
+                let managed = managed.clone();
+                move || managed.config.load().source.clone()
+            },
+            managed.health.clone(),
+        ));
         for shadow in &managed.shadows {
             tasks.spawn(fence(managed.clone(), shadow.clone()));
             tasks.spawn(judge_and_climb(controller.clone(), managed.clone(), shadow.clone()));
             tasks.spawn(drift(controller.clone(), managed.clone(), shadow.clone()));
-            tasks.spawn({
-                let shadow = shadow.clone();
-                async move { watch_server(|| shadow.config.load().url.clone(), &shadow.resources).await }
-            });
+            tasks.spawn(health::watch(
+                controller.clone(),
+                managed.clone(),
+                shadow.name(),
+                {
+                    let shadow = shadow.clone();
+                    move || shadow.config.load().url.clone()
+                },
+                shadow.health.clone(),
+            ));
         }
     }
 }
@@ -128,6 +134,9 @@ async fn judge_and_climb(controller: Arc<Controller>, managed: Arc<Managed>, sha
     let mut interval = tokio::time::interval(JUDGE_INTERVAL);
     loop {
         interval.tick().await;
+        if controller.handed_over.load(Ordering::SeqCst) {
+            continue;
+        }
         let max_lag = shadow.config.load().revert.max_lag;
         let in_step = shadow
             .feed()
@@ -287,27 +296,6 @@ async fn bypass(controller: Arc<Controller>, managed: Arc<Managed>) {
             }
             tokio::time::sleep(RETRY).await;
         }
-    }
-}
-
-/// Keeps the newest sample of what a server is doing, with rates since the one before; nothing while it cannot be asked.
-async fn watch_server(url: impl Fn() -> ServerUrl, newest: &Mutex<Option<ResourceSample>>) {
-    loop {
-        if let Ok(client) = super::commands::connect(&url(), "understudy monitor").await {
-            let mut earlier: Option<(ResourceSample, Instant)> = None;
-            while let Ok(Ok(sample)) = tokio::time::timeout(SAMPLE_TIMEOUT, monitor::sample(&client)).await {
-                let now = Instant::now();
-                let rated = match &earlier {
-                    Some((before, at)) => sample.clone().rates_since(before, now.duration_since(*at)),
-                    None => sample.clone(),
-                };
-                earlier = Some((sample, now));
-                *lock(newest) = Some(rated);
-                tokio::time::sleep(SAMPLE_INTERVAL).await;
-            }
-        }
-        *lock(newest) = None;
-        tokio::time::sleep(SAMPLE_INTERVAL).await;
     }
 }
 

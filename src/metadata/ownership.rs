@@ -83,6 +83,20 @@ impl Repository {
         Ok(Ownership { epoch, owner: owner.clone() })
     }
 
+    /// A new epoch with the same owner: sessions connect to it anew.
+    ///
+    /// # Errors
+    /// [`MetadataError`]
+    pub fn renew(&self, database: &str) -> Result<Ownership, MetadataError> {
+        let Ownership { epoch, owner } = self.ownership(database)?;
+        self.lock().execute(
+            "INSERT INTO ownership (database, epoch, owner, at_ms) VALUES (?1,?2,?3,?4)
+             ON CONFLICT (database) DO UPDATE SET epoch=excluded.epoch, at_ms=excluded.at_ms",
+            (database, epoch + 1, serde_json::to_string(&owner)?, now_ms()),
+        )?;
+        Ok(Ownership { epoch: epoch + 1, owner })
+    }
+
     /// Remembers that an operator started (or stopped) a shadow, so that a restart goes on with it.
     ///
     /// # Errors

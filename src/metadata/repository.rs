@@ -67,6 +67,31 @@ impl Repository {
     /// # Errors
     /// [`MetadataError`]
     pub fn open(path: &Path) -> Result<Self, MetadataError> {
+        Ok(Repository { connection: Arc::new(Mutex::new(Self::connect(path)?)) })
+    }
+
+    /// Lets the file go, for a process that takes over. What is recorded until [`Repository::take_again`] reaches the log only.
+    ///
+    /// # Errors
+    /// [`MetadataError`]
+    pub fn release(&self) -> Result<(), MetadataError> {
+        let memory = Connection::open_in_memory()?;
+        memory.execute_batch(SCHEMA)?;
+        *self.lock() = memory;
+        Ok(())
+    }
+
+    /// Opens the file again after [`Repository::release`].
+    ///
+    /// # Errors
+    /// [`MetadataError`]
+    pub fn take_again(&self, path: &Path) -> Result<(), MetadataError> {
+        let file = Self::connect(path)?;
+        *self.lock() = file;
+        Ok(())
+    }
+
+    fn connect(path: &Path) -> Result<Connection, MetadataError> {
         let connection = Connection::open(path)?;
         connection.busy_timeout(Duration::from_millis(500))?;
         let in_use = |error: rusqlite::Error| match error.sqlite_error_code() {
@@ -82,7 +107,7 @@ impl Repository {
             SCHEMA_VERSION => {}
             found => return Err(MetadataError::Newer { found, known: SCHEMA_VERSION }),
         }
-        Ok(Repository { connection: Arc::new(Mutex::new(connection)) })
+        Ok(connection)
     }
 
     /// A repository in memory, for tests.
@@ -116,8 +141,12 @@ mod tests {
         let path = directory.join("understudy.db");
         let first = Repository::open(&path).unwrap();
         assert!(matches!(Repository::open(&path), Err(MetadataError::InUse(_))));
-        drop(first);
-        assert!(Repository::open(&path).is_ok());
+        first.release().unwrap();
+        let second = Repository::open(&path).unwrap();
+        assert!(matches!(first.take_again(&path), Err(MetadataError::InUse(_))));
+        drop(second);
+        first.take_again(&path).unwrap();
+        assert!(matches!(Repository::open(&path), Err(MetadataError::InUse(_))));
         std::fs::remove_dir_all(directory).unwrap();
     }
 }

@@ -1,8 +1,9 @@
 //! Accepts connections, reads the first packet, and sends each where it belongs: a database, the console, a cancel.
 
-use super::start_up;
+use super::{start_up, threads::Threads};
 use crate::{
-    backend::{self, Stream},
+    backend,
+    net::Stream,
     traffic::database::Database,
     wire::{
         backend::put_error,
@@ -20,15 +21,14 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::Notify,
 };
 
 /// The database name that is the console.
@@ -45,6 +45,7 @@ pub struct Limits {
     pub clients_max: usize,
 }
 
+type StrangerHandler = dyn Fn(i32, Bytes) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync;
 type Handler = dyn Fn(TcpStream, SocketAddr) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync;
 
 /// Where a CancelRequest must go: the server that serves the session at this moment.
@@ -59,13 +60,17 @@ pub(super) struct CancelTarget {
 pub struct FrontDoor {
     databases: ArcSwap<HashMap<String, Arc<Database>>>,
     console: Box<Handler>,
+    /// Who is asked about a CancelRequest whose key is not ours.
+    strangers: OnceLock<Box<StrangerHandler>>,
     limits: Mutex<Limits>,
     pub(super) cancels: DashMap<(i32, Bytes), Arc<Mutex<CancelTarget>>>,
     connected: AtomicUsize,
+    /// Connections accepted whose client has not yet said who it is, or is being logged in.
+    arriving: AtomicUsize,
     next_id: AtomicU64,
     closing: AtomicBool,
-    pub(super) stop: Notify,
     secrets: RandomState,
+    pub(super) threads: Threads,
 }
 
 impl FrontDoor {
@@ -74,44 +79,42 @@ impl FrontDoor {
         Arc::new(FrontDoor {
             databases: ArcSwap::from_pointee(databases),
             console,
+            strangers: OnceLock::new(),
             limits: Mutex::new(limits),
             cancels: DashMap::new(),
             connected: AtomicUsize::new(0),
+            arriving: AtomicUsize::new(0),
             next_id: AtomicU64::new(1),
             closing: AtomicBool::new(false),
-            stop: Notify::new(),
             secrets: RandomState::new(),
+            threads: Threads::start(),
         })
     }
 
-    /// Accepts until [`FrontDoor::close`].
+    /// Accepts until its task is aborted. While the door closes, who comes is told so: the socket lives on for a successor,
+    /// and a connection that nobody accepts would wait for its answer.
     pub async fn listen(self: Arc<Self>, listener: TcpListener) {
         loop {
-            let stopped = self.stop.notified();
-            if self.closing.load(Ordering::SeqCst) {
-                return;
-            }
-            tokio::select! {
-                () = stopped => {}
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, peer)) => {
-                        let door = self.clone();
-                        tokio::spawn(async move { door.admit(stream, peer).await });
-                    }
-                    Err(error) => {
-                        // out of file descriptors, usually: let some connections end before trying again
-                        tracing::warn!(%error, "cannot accept a connection");
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                    }
+            match listener.accept().await {
+                Ok((stream, peer)) => {
+                    self.arriving.fetch_add(1, Ordering::SeqCst);
+                    tokio::spawn(self.clone().admit(stream, peer));
+                }
+                Err(error) => {
+                    // out of file descriptors, usually: let some connections end before trying again
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
                 }
             }
         }
     }
 
-    /// Stops accepting; idle sessions are asked to end by `stop`.
+    /// Lets nobody in any more; sessions end at their next boundary.
     pub fn close(&self) {
         self.closing.store(true, Ordering::SeqCst);
-        self.stop.notify_waiters();
+        for database in self.databases.load().values() {
+            database.post_all();
+        }
     }
 
     /// Takes new limits over; for the next clients.
@@ -124,6 +127,11 @@ impl FrontDoor {
         self.connected.load(Ordering::SeqCst)
     }
 
+    /// Connections accepted that are not (yet) sessions.
+    pub fn arriving(&self) -> usize {
+        self.arriving.load(Ordering::SeqCst)
+    }
+
     /// SHUTDOWN has begun.
     pub fn is_closing(&self) -> bool {
         self.closing.load(Ordering::SeqCst)
@@ -131,6 +139,7 @@ impl FrontDoor {
 
     async fn admit(self: Arc<Self>, mut stream: TcpStream, peer: SocketAddr) {
         let _ = stream.set_nodelay(true);
+        let arriving = Arriving(&self.arriving);
         let first = tokio::time::timeout(LOGIN_TIMEOUT, self.first_packet(&mut stream)).await;
         let (startup, raw_len) = match first {
             Ok(Ok(Some(first))) => first,
@@ -139,16 +148,26 @@ impl FrontDoor {
         };
         match startup {
             Startup::Cancel { pid, key } => {
-                drop(stream);
+                // what is not read would make the close a reset
+                let read = stream.read_exact(&mut vec![0; raw_len]).await;
                 self.cancel(pid, key).await;
+                drop((read, stream)); // not before: drivers take the close for "done", and a late cancel would hit their next statement
             }
             Startup::Parameters { version, parameters } => {
                 let find = |name: &[u8]| parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
                 let Some(user) = find(b"user").filter(|user| !user.is_empty()) else {
                     return refuse(&mut stream, "28000", "no PostgreSQL user name specified in startup packet", None).await;
                 };
-                let name = find(b"database").filter(|name| !name.is_empty()).unwrap_or_else(|| user.clone());
+                let mut name = find(b"database").filter(|name| !name.is_empty()).unwrap_or_else(|| user.clone());
+                // a physical replication connection names no database: pg_basebackup says "replication"
+                if &name[..] == b"replication" && find(b"replication").is_some_and(|value| start_up::replicates(&value)) {
+                    let databases = self.databases.load();
+                    if let (1, Some(only)) = (databases.len(), databases.keys().next()) {
+                        name = Bytes::copy_from_slice(only.as_bytes());
+                    }
+                }
                 if name == CONSOLE {
+                    drop(arriving);
                     return (self.console)(stream, peer).await; // it reads the start-up packet itself
                 }
                 let mut raw = vec![0; raw_len];
@@ -165,8 +184,10 @@ impl FrontDoor {
                 if self.is_closing() {
                     return refuse(&mut stream, "57P03", "understudy is shutting down", None).await;
                 }
-                if self.connected.fetch_add(1, Ordering::SeqCst) < limit {
-                    let client = start_up::Client { stream, peer, version, parameters };
+                let before = self.connected.fetch_add(1, Ordering::SeqCst);
+                drop(arriving); // counted as a session first: it is never counted nowhere
+                if before < limit {
+                    let client = start_up::Client { stream: Stream::Tcp(stream), peer, version, parameters };
                     start_up::run(self.clone(), database, client, self.next_id.fetch_add(1, Ordering::Relaxed)).await;
                 } else {
                     let hint = "raise max_clients in proxy.toml";
@@ -204,8 +225,20 @@ impl FrontDoor {
         }
     }
 
-    async fn cancel(&self, pid: i32, key: Bytes) {
-        let Some(target) = self.cancels.get(&(pid, key)).map(|entry| entry.value().clone()) else { return };
+    /// Tells whom to ask about a CancelRequest whose key is not ours; once.
+    pub fn ask_about_strangers(&self, handler: Box<StrangerHandler>) {
+        let _ = self.strangers.set(handler);
+    }
+
+    /// Passes a CancelRequest on to the server that works for the session with this key, and to nobody if there is none.
+    pub async fn cancel(&self, pid: i32, key: Bytes) {
+        let known = self.cancels.get(&(pid, key.clone())).map(|entry| entry.value().clone());
+        let Some(target) = known else {
+            if let Some(ask) = self.strangers.get() {
+                ask(pid, key).await;
+            }
+            return;
+        };
         let target = target.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
         if let Err(error) = backend::cancel(&target.url.url, target.pid, &target.key).await {
             tracing::warn!(%error, server = %target.url.name, "cannot pass a cancel request on");
@@ -219,6 +252,15 @@ impl FrontDoor {
         let secret = hasher.finish();
         let pid = (id as i32) & i32::MAX;
         (pid, Bytes::copy_from_slice(&secret.to_be_bytes()[..4]))
+    }
+}
+
+/// Counts a connection as arriving until it is dropped.
+struct Arriving<'a>(&'a AtomicUsize);
+
+impl Drop for Arriving<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -254,7 +296,7 @@ async fn peek_packet(stream: &mut TcpStream, buffer: &mut BytesMut) -> Result<Op
 }
 
 /// Says why and closes.
-pub(super) async fn refuse(stream: &mut TcpStream, code: &str, message: &str, hint: Option<&str>) {
+pub(super) async fn refuse<S: AsyncWrite + Unpin>(stream: &mut S, code: &str, message: &str, hint: Option<&str>) {
     let mut answer = BytesMut::new();
     put_error(&mut answer, "FATAL", code, message, hint);
     let _ = stream.write_all(&answer).await;
@@ -266,7 +308,7 @@ pub(super) async fn reach(database: &Database) -> Result<(Stream, Arc<crate::tra
     loop {
         database.gate.wait_open().await;
         let route = database.route.load_full();
-        let stream = Stream::connect(&route.owner.url).await?;
+        let stream = backend::connect(&route.owner.url).await?;
         if database.route.load().epoch == route.epoch {
             return Ok((stream, route.owner.clone(), route.epoch));
         }

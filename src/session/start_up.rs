@@ -6,9 +6,10 @@ use super::{
     relay::{Relay, Server, note_parameter},
 };
 use crate::{
+    net::Stream,
     traffic::{
         copies::Identity,
-        database::{Database, SessionInfo, pin},
+        database::{Database, Mailbox, SessionInfo, pin},
     },
     wire::{self, Message, backend::TransactionStatus, frontend, put, put_sized, take_cstr, take_i32},
 };
@@ -21,17 +22,17 @@ use std::{
     },
     time::Instant,
 };
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
 /// Longest message of a client during authentication (`PG_MAX_AUTH_TOKEN_LENGTH`, `src/include/libpq/auth.h`).
 const AUTH_BYTES_MAX: usize = 65_535;
 
+/// How often a replication connection looks whether understudy is shutting down.
+const REPLICATION_LOOK: std::time::Duration = std::time::Duration::from_millis(500);
+
 /// A client that has said who it is.
 pub(super) struct Client {
-    pub stream: TcpStream,
+    pub stream: Stream,
     pub peer: SocketAddr,
     pub version: i32,
     pub parameters: Vec<(Bytes, Bytes)>,
@@ -52,9 +53,9 @@ pub(super) async fn run(door: Arc<FrontDoor>, database: Arc<Database>, client: C
         pins: Mutex::new(Vec::new()),
         attach_error: Mutex::new(None),
         requests: AtomicU64::new(0),
-        terminate: tokio::sync::Notify::new(),
+        mailbox: Mailbox::default(),
     });
-    let replication = find(b"replication").is_some_and(|value| !matches!(value.as_str(), "false" | "off" | "no" | "0"));
+    let replication = client.parameters.iter().any(|(name, value)| &name[..] == b"replication" && replicates(value));
     let key = door.cancel_key(id);
     serve(&door, &database, client, info, &key, replication).await;
     door.cancels.remove(&key);
@@ -77,7 +78,7 @@ async fn serve(
             return refuse(&mut client.stream, "08006", &message, Some("see SHOW SERVERS and the log of understudy")).await;
         }
     };
-    let mut server = Server { stream, from: BytesMut::with_capacity(16 << 10), key: (0, Bytes::new()), parameters: Vec::new(), epoch };
+    let mut server = Server { stream, from: BytesMut::new(), key: (0, Bytes::new()), parameters: Vec::new(), epoch, bulk: false };
     let mut startup = BytesMut::new();
     put_sized(&mut startup, |b| {
         b.extend_from_slice(&client.version.to_be_bytes());
@@ -119,16 +120,28 @@ async fn serve(
     // that is slow to log in must not make it wait. Such a session looks at the owner before its first statement.
     database.sessions.insert(info.id, info.clone());
     if replication {
-        return pass_through(client.stream, from_client, server).await;
+        // An owner that changes later is not followed: the positions are this server's. A walsender has no boundary at which
+        // a SHUTDOWN could let it end.
+        let closing = async {
+            while !door.is_closing() && !info.mailbox.is_terminated() {
+                tokio::time::sleep(REPLICATION_LOOK).await;
+            }
+        };
+        tokio::select! {
+            () = pass_through(client.stream, from_client, server) => {}
+            () = closing => {}
+        }
+        return;
     }
     let own = |name: &Bytes| [&b"user"[..], b"database", b"replication"].contains(&&name[..]);
     let parameters = client.parameters.iter().filter(|(name, _)| !own(name)).cloned().collect();
     let identity = Arc::new(Identity { user: info.user.clone(), parameters });
-    Relay::new(door.clone(), database.clone(), info, identity, client.stream, from_client, server, cancel).run().await;
+    let relay = Relay::new(door.clone(), database.clone(), info, identity, client.stream, from_client, server, cancel);
+    let _ = door.threads.spawn(relay.run()).await; // an error: the session has panicked, which ends it too
 }
 
 /// Relays until the first ReadyForQuery. `None`: one side went away, and the other has been told what there was to tell.
-async fn log_in(client: &mut TcpStream, from_client: &mut BytesMut, server: &mut Server, startup: &[u8], key: &(i32, Bytes)) -> Option<()> {
+async fn log_in(client: &mut Stream, from_client: &mut BytesMut, server: &mut Server, startup: &[u8], key: &(i32, Bytes)) -> Option<()> {
     server.stream.write_all(startup).await.ok()?;
     let mut to_client = BytesMut::new();
     loop {
@@ -190,8 +203,16 @@ async fn next<S: AsyncRead + Unpin>(stream: &mut S, buffer: &mut BytesMut) -> Op
     }
 }
 
+/// What `replication` means at start-up: `database`, or a boolean as PostgreSQL reads them (`src/backend/utils/adt/bool.c`).
+/// What is neither is relayed to be refused.
+pub(super) fn replicates(value: &[u8]) -> bool {
+    let value = value.to_ascii_lowercase();
+    let no = |word: &[u8], least: usize| value.len() >= least && word.starts_with(&value);
+    !(no(b"false", 1) || no(b"no", 1) || no(b"off", 2) || value == b"0")
+}
+
 /// A replication connection: the walsender's sub-protocol is nobody's business but the two ends'.
-async fn pass_through(mut client: TcpStream, from_client: BytesMut, mut server: Server) {
+async fn pass_through(mut client: Stream, from_client: BytesMut, mut server: Server) {
     let early = async {
         server.stream.write_all(&from_client).await?;
         client.write_all(&server.from).await
@@ -213,7 +234,7 @@ impl Server {
     /// From a connection that we opened ourselves.
     pub(super) fn from_connection(connection: crate::backend::Connection, epoch: i64) -> Self {
         let crate::backend::Connection { stream, buffer, parameters, key } = connection;
-        Server { stream, from: buffer, key, parameters, epoch }
+        Server { stream, from: buffer, key, parameters, epoch, bulk: false }
     }
 }
 

@@ -1,4 +1,5 @@
 //! One source, one shadow and the real program between them, which may be killed and started again.
+#![allow(dead_code)] // each of the tests that share it uses a part
 
 use crate::support::{Options, Server, free_port};
 use std::{
@@ -12,7 +13,7 @@ use std::{
 use tokio_postgres::{AsyncMessage, Client, NoTls, SimpleQueryMessage};
 
 /// Longest wait for anything that must happen.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A row of a console answer.
 pub type Row = BTreeMap<String, String>;
@@ -65,7 +66,7 @@ impl Stage {
         let shadow = Server::start_like(&source, 18, Options::default()).await.unwrap();
         source.create_database("shop").await.unwrap();
         shadow.create_database("shop").await.unwrap();
-        let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("cutover-{}", std::process::id()));
+        let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("stage-{}-{listen}", std::process::id()));
         let _ = std::fs::remove_dir_all(&directory);
         std::fs::create_dir_all(&directory).unwrap();
         let stage = Stage { source, shadow, listen, directory };
@@ -87,22 +88,7 @@ impl Stage {
 
     /// Starts the program and waits until it is ready.
     pub async fn start(&self, fault: Option<&str>) -> Proxy {
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
-        writeln!(&log, "--- start, fault {fault:?}").unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_understudy"));
-        command.arg("run").arg("--config").arg(self.directory.join("proxy.toml"));
-        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).env_remove("UNDERSTUDY_FAULT");
-        if let Some(fault) = fault {
-            command.env("UNDERSTUDY_FAULT", fault);
-        }
-        let child = command.spawn().unwrap();
-        // if the test is killed, the program must not stay: the shell reads end-of-file
-        let guard = Command::new("/bin/sh")
-            .args(["-c", "cat > /dev/null; kill -KILL \"$1\"", "guard", &child.id().to_string()])
-            .stdin(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut proxy = Proxy { child, guard };
+        let mut proxy = self.spawn(fault, "proxy.toml", &[]);
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = proxy.child.try_wait().unwrap() {
@@ -116,12 +102,50 @@ impl Stage {
         }
     }
 
-    /// Waits until the program has died by itself.
-    pub async fn wait_for_death(&self, mut proxy: Proxy) {
+    /// Starts the program.
+    pub fn spawn(&self, fault: Option<&str>, config: &str, more: &[&str]) -> Proxy {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
+        writeln!(&log, "--- start, fault {fault:?}").unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_understudy"));
+        command.arg("run").arg("--config").arg(self.directory.join(config)).args(more);
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).env_remove("UNDERSTUDY_FAULT");
+        if let Some(fault) = fault {
+            command.env("UNDERSTUDY_FAULT", fault);
+        }
+        let child = command.spawn().unwrap();
+        // if the test is killed, the program must not stay: the shell reads end-of-file
+        let guard = Command::new("/bin/sh")
+            .args(["-c", "cat > /dev/null; kill -KILL \"$1\"", "guard", &child.id().to_string()])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Proxy { child, guard }
+    }
+
+    /// Waits until the program has died by itself, and returns its exit status.
+    pub async fn wait_for_death(&self, mut proxy: Proxy) -> Option<i32> {
         let deadline = Instant::now() + PATIENCE;
-        while proxy.child.try_wait().unwrap().is_none() {
-            assert!(Instant::now() < deadline, "the proxy did not die at its step\n{}", self.log());
+        loop {
+            if let Some(status) = proxy.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(Instant::now() < deadline, "the proxy did not end\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Writes another configuration file beside the first.
+    pub fn edit(&self, name: &str, edit: impl FnOnce(String) -> String) {
+        let text = std::fs::read_to_string(self.directory.join("proxy.toml")).unwrap();
+        std::fs::write(self.directory.join(name), edit(text)).unwrap();
+    }
+
+    /// Waits until the program has logged this so many times.
+    pub async fn wait_log(&self, text: &str, times: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        while std::fs::read_to_string(self.log_path()).unwrap_or_default().matches(text).count() < times {
+            assert!(Instant::now() < deadline, "not logged {times} times: {text}\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
