@@ -487,10 +487,18 @@ async fn adapt_schema_data_type_changed() {
     let narrowed = bench.proposals("alter_type").pop().unwrap();
     assert!(outcome.hold().is_empty() && narrowed.state == ProposalState::Pending, "{narrowed:?}");
 
-    // text to integer: the conversion is suggested with its USING, and text takes the new values meanwhile
+    // text to integer: the conversion is suggested with its USING, and text takes the new values meanwhile; the rows are asked
+    for side in [&bench.source, &bench.shadow] {
+        side.batch_execute("INSERT INTO t (id, c) SELECT g, CASE WHEN g = 7 THEN 'x' ELSE g::text END FROM generate_series(1, 9) g")
+            .await
+            .unwrap();
+    }
+    bench.source.batch_execute("UPDATE t SET c = '7' WHERE id = 7").await.unwrap();
     bench.ddl("ALTER TABLE t ALTER c TYPE integer USING c::integer").await;
     let parsed = bench.proposals("alter_type").pop().unwrap();
     assert!(parsed.draft.sql[0].contains("USING nullif(trim(\"c\"), '')::integer") && !parsed.draft.holds_table, "{parsed:?}");
+    assert!(parsed.draft.why.ends_with("probe: 1 of 9 rows fail, for instance key 7") && parsed.draft.confidence <= 0.2, "{parsed:?}");
+    bench.shadow.batch_execute("UPDATE t SET c = '7' WHERE id = 7").await.unwrap();
     bench.shadow.batch_execute(&parsed.draft.sql[0]).await.unwrap();
 
     // boolean to integer: the shadow's column cannot take the new values: suggested, and the table waits

@@ -1,17 +1,21 @@
 //! `understudy check`: can this migration start, and what stands in its way? Looks at every database and shadow of the
 //! configuration and says what is wrong and what to do about it.
 //!
-//! Deliberately absent: changing anything, reading rows, judging the load.
+//! With `--ddl` it says what a planned migration would do (`ddl`; the thinking is in `schema::foresee`).
+//!
+//! Deliberately absent: changing anything, judging the load; reading rows, except where a planned migration depends on them.
 //!
 //! Invariants: read-only; one connection per server at a time; an unreachable server is a finding, not an error; whatever
 //! makes the feed or the cutover fail later is a blocker here, with the statement or setting that removes it.
 //!
 //! Sources: PostgreSQL documentation, "Logical Replication: Restrictions, Configuration Settings", "Event Triggers".
 
+mod ddl;
 mod facts;
 mod judge;
 mod render;
 
+pub use ddl::{Forecast, breaks, forecast, render_forecast};
 pub use render::render;
 
 use crate::config::{Config, FeedKind, ServerUrl};

@@ -36,6 +36,9 @@ enum Command {
         /// Configuration file
         #[arg(long, default_value = "proxy.toml")]
         config: PathBuf,
+        /// A planned migration: what each of its steps will do; exit status 1 when something would break
+        #[arg(long, value_name = "FILE")]
+        ddl: Option<PathBuf>,
         /// For scripts
         #[arg(long)]
         json: bool,
@@ -176,7 +179,7 @@ async fn dispatch(command: Command) -> i32 {
                 Err(error) => fail(3, &error.to_string()),
             }
         }
-        Command::Check { config, json } => check(&config, json).await,
+        Command::Check { config, ddl, json } => check(&config, ddl.as_deref(), json).await,
         Command::Ctl { to, words } => match target(&to) {
             Ok(target) => ctl::ctl(target, &words.join(" "), to.json).await,
             Err(message) => fail(2, &message),
@@ -206,11 +209,25 @@ async fn dispatch(command: Command) -> i32 {
     }
 }
 
-async fn check(path: &Path, json: bool) -> i32 {
+async fn check(path: &Path, ddl: Option<&Path>, json: bool) -> i32 {
     let config = match config::load(path) {
         Ok(config) => config,
         Err(error) => return fail(2, &error.to_string()),
     };
+    if let Some(ddl) = ddl {
+        let migration = match std::fs::read_to_string(ddl) {
+            Ok(migration) => migration,
+            Err(error) => return fail(2, &format!("{} cannot be read: {error}", ddl.display())),
+        };
+        return match crate::check::forecast(&config, &migration).await {
+            Ok(forecasts) => {
+                print!("{}", crate::check::render_forecast(&forecasts, json));
+                i32::from(crate::check::breaks(&forecasts))
+            }
+            Err(error @ crate::schema::SchemaError::Proposal(_)) => fail(2, &error.to_string()),
+            Err(error) => fail(3, &error.to_string()),
+        };
+    }
     let findings = crate::check::assess(&config).await;
     print!("{}", crate::check::render(&findings, json, !json && std::io::stdout().is_terminal()));
     i32::from(findings.iter().any(|finding| finding.severity == crate::check::Severity::Blocker))

@@ -4,6 +4,8 @@
 //! - `capture`, `describe`: what is installed on the owner and what it says (catalog facts, never statement text)
 //! - `catalog`, `diff`: schemas as values; differences by oid and attribute number, so renames are exact
 //! - `rules`, `plan`, `policy`: what PostgreSQL does with each change (data), our own DDL for it with its undo, who decides. Pure.
+//! - `mapping`: a shadow whose schema differs on purpose. Pure; the applier does not use it yet
+//! - `foresee`: what a planned migration would do, before it is run
 //! - `adapter`, `steps`, `objects`, `drift`: the engine at work on servers
 //! - `model`, `synthetic`, `fill`: what rules cannot know (the value that old rows get), and plausible values for columns without data
 //!
@@ -22,6 +24,8 @@ mod describe;
 pub mod diff;
 mod drift;
 mod fill;
+pub mod foresee;
+pub mod mapping;
 mod message;
 pub mod model;
 mod objects;

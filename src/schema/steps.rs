@@ -5,6 +5,7 @@ use super::{
     adapter::Step,
     catalog::{Catalog, Table},
     diff::{Change, diff},
+    foresee::probe,
     message::{Dropped, Message},
     objects::{self, Presence},
     plan::{Planned, TablePlanner, TargetFacts, ddl, draft},
@@ -13,6 +14,11 @@ use super::{
 use crate::metadata::ProposalState;
 use std::collections::BTreeMap;
 use tokio_postgres::Client;
+
+/// From here on a type change cannot fail on rows: nobody needs to be asked.
+const CONFIDENT: f64 = 0.97;
+/// The suggestion would be refused by rows that were counted: the owner must have used another expression.
+const REFUSED: f64 = 0.2;
 
 impl Adapter {
     /// Everything the message asks for, in order; brings the memory up to date.
@@ -222,7 +228,16 @@ impl Adapter {
             facts: &facts,
             auto_approve: self.threshold(),
         };
-        Ok(planner.plan(changes))
+        let mut planned = planner.plan(changes);
+        for one in planned.iter_mut().filter(|one| one.draft.kind == "alter_type" && one.draft.confidence < CONFIDENT) {
+            if let Some(probe) = probe::inside_transaction(target, found, &one.draft.sql).await.filter(|probe| probe.rows > 0) {
+                one.draft.why = format!("{}; {}", one.draft.why, probe.words());
+                if probe.failing > 0 {
+                    one.draft.confidence = one.draft.confidence.min(REFUSED);
+                }
+            }
+        }
+        Ok(planned)
     }
 
     async fn facts(&self, table: &Table, changes: &[Change], target: &Client) -> Result<TargetFacts, SchemaError> {

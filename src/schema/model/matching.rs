@@ -218,7 +218,7 @@ pub fn scored<'a>(pairs: &[&'a Pair], values: &[f64]) -> Vec<Scored<'a>> {
 
 /// Probability from which a pair counts as the same. Where probabilities are calibrated, F1 is best at half of the F1 that is reached
 /// (Lipton et al., "Optimal Thresholding of Classifiers to Maximize F1", 2014): near .42 for .84 and .46 for .92.
-const THRESHOLD: f64 = 0.45;
+const THRESHOLD: f64 = 0.42;
 
 /// Trains on pairs with their features.
 pub fn train(pairs: &[&Pair], features: &[&[f64]], shape: Shape) -> Matcher {

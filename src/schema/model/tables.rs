@@ -4,7 +4,7 @@
 use super::{
     learn::Shape,
     matching::{Margins, Pair, groups},
-    similarity::{common_subsequence, jaccard, jaro_winkler, replaced_words, singular, snake, soft_overlap, trigram},
+    similarity::{common_subsequence, is_camel, jaccard, jaro_winkler, replaced_words, singular, snake, soft_overlap, trigram},
     t1::tokens,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -13,11 +13,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 pub const SHAPE: Shape = Shape { direction: &DIRECTION, crossed: &[0, 3, 4, 8, 10, 12, 15, 20], share: 0.5 };
 
 #[rustfmt::skip]
-const DIRECTION: [i8; 25] = [
+const DIRECTION: [i8; 30] = [
     1, 1, -1, 1, 1, 1, 1, 1, // order, columns with words replaced as in the name, types
     1, 1, 1, 1, 1, 1, 1,     // columns and names
     1, 1, 1, 1, 1, 1,        // similarity and margins
     -1, 0, 0, 0,             // sizes
+    1, 1, 0, 0, 0,           // all the same, all in order, style, how many
 ];
 
 /// Columns that most tables have.
@@ -175,6 +176,11 @@ fn pair_features(pair: &Pair, old: &Columns, new: &Columns, x: &[f64; 8], margin
         narrow.min(16.0) / 16.0,
         flag(pair.counts.0 <= 1.0 && pair.counts.1 <= 1.0),
         (pair.counts.0 * pair.counts.1).max(1.0).ln(),
+        flag(old == new),
+        flag(in_old.len() >= 2 && in_old.len() == old.len().min(new.len()) && disorder == 0.0),
+        flag([&pair.old, &pair.new].iter().any(|side| is_camel(&side.name) || side.columns.iter().any(|(name, _)| is_camel(name)))),
+        pair.counts.0.max(1.0).ln(),
+        pair.counts.1.max(1.0).ln(),
     ]
 }
 
