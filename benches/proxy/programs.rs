@@ -163,7 +163,7 @@ impl Programs<'_> {
         let port = free_port()?;
         let file = self.open_folder()?.join("haproxy.cfg");
         let text = format!(
-            "global\n  nbthread 1\n  maxconn 20000\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n\
+            "global\n  nbthread 1\n  maxconn 1000\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n\
              listen bench\n  bind 127.0.0.1:{port}\n  server one 127.0.0.1:{}\n",
             self.server.port()
         );
