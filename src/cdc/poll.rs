@@ -59,7 +59,7 @@ pub(super) async fn follow(shared: Arc<Shared>) -> Result<(), CdcError> {
         };
         let messages = now.messages(&earlier);
         if !messages.is_empty() {
-            publish(&shared, &owner, &now, &earlier).await;
+            publish(&shared, &owner).await;
             // Publishing may have changed a replica identity: the look that counts is the one whose message is sent.
             let now = look(&owner, &query).await?;
             send(&shared, &owner, &now.messages(&earlier)).await?;
@@ -76,11 +76,8 @@ async fn look(owner: &Client, query: &str) -> Result<Look, CdcError> {
     Look::parse(row.get(0)).ok_or_else(|| CdcError::Protocol("the owner's catalog could not be read".into()))
 }
 
-/// New tables join the publication, with a replica identity.
-async fn publish(shared: &Shared, owner: &Client, now: &Look, earlier: &Look) {
-    if now.new_tables(earlier).is_empty() {
-        return;
-    }
+/// New tables, and partitions that were detached, join the publication, with a replica identity.
+async fn publish(shared: &Shared, owner: &Client) {
     if let Err(error) = install::prepare_owner(owner, &shared.feed).await {
         let data = serde_json::json!({"reason": error.to_string()});
         shared.event(Severity::Alert, "new tables of the owner could not be published: their rows do not reach the follower", data);
