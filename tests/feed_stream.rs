@@ -242,7 +242,15 @@ async fn a_failover_that_lost_commits_is_noticed() {
     old.fail_over(false);
     let owner = old.client("moved").await;
     run(&owner, "INSERT INTO t VALUES (2)").await;
-    eventually("going on", async || digest(&follower, "t").await.0 == 2).await;
+    let goes_on = async |feed: &Feed, rows: i64| {
+        eventually("going on", async || {
+            let state = feed.state().state;
+            assert!(!state.starts_with("failed"), "{state}");
+            digest(&follower, "t").await.0 == rows
+        })
+        .await;
+    };
+    goes_on(&feed, 2).await;
     assert!(repository.events(0, 50, false).unwrap().iter().any(|event| event.message.contains("the owner failed over")));
     drop(owner);
     // The newest commit was not there yet where the server is promoted; the new owner soon is further on than the follower.
@@ -250,7 +258,7 @@ async fn a_failover_that_lost_commits_is_noticed() {
     old.start_again();
     let owner = old.client("moved").await;
     run(&owner, "INSERT INTO t VALUES (3)").await;
-    eventually("going on", async || digest(&follower, "t").await.0 == 3).await;
+    goes_on(&feed, 3).await;
     drop(owner);
     feed.stop().await;
     old.fail_over(true);

@@ -354,6 +354,26 @@ struct Progress {
 /// How long an applier that died with its process may still hold its session on the follower.
 const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long one attempt waits for a standby to be promoted; the next attempt waits again.
+const PROMOTION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// In a failover the owner's address leads to a standby for a moment: no reason to give up for good.
+async fn await_primary(spec: &FeedSpec) -> Result<(), CdcError> {
+    let owner = session::connect(&spec.from, "feed").await?;
+    let deadline = Instant::now() + PROMOTION_TIMEOUT;
+    loop {
+        let row = owner.query_one("SELECT pg_is_in_recovery()", &[]).await.attempt("ask the owner whether it is a standby")?;
+        if !row.get::<_, bool>(0) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            let what = format!("the promotion of {}:{}, which is a standby (the feed needs the primary),", spec.from.host, spec.from.port);
+            return Err(CdcError::Timeout { what, after: PROMOTION_TIMEOUT });
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
 /// Takes the lock that a feed's applier holds for as long as its session lives. What an applier that was killed had sent
 /// may still be committed by its backend: progress is read only when that backend is gone.
 async fn await_predecessor(follower: &tokio_postgres::Client, feed: &str) -> Result<(), CdcError> {
@@ -417,6 +437,7 @@ async fn stream_once(
     commands: &mut mpsc::Receiver<Command>,
 ) -> Result<std::convert::Infallible, CdcError> {
     let spec = &shared.spec;
+    await_primary(spec).await?;
     if *start == Start::Copy {
         copy::run(shared).await?;
     }

@@ -485,8 +485,8 @@ mod tests {
 
     #[test]
     fn decodes_what_surrounds_unfinished_transactions() {
-        type Case = (&'static [u8], Result<Option<Control>, DecodeError>);
-        let cases: &[Case] = &[
+        type Decoded = Result<Option<Control>, DecodeError>;
+        let cases: &[(&[u8], Decoded)] = &[
             (b"S\0\0\x02\0\x01", Ok(Some(Control::Start { xid: 512 }))),
             (b"E", Ok(Some(Control::Stop))),
             (
