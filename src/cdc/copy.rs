@@ -41,6 +41,9 @@ const OPEN_WRITER: &str = "3 seconds";
 /// How often those who hold it up are looked at.
 const OPEN_WRITER_PERIOD: Duration = Duration::from_secs(5);
 
+/// `invalid_text_representation`: what an enum says to a label that it does not have.
+const UNKNOWN_LABEL: &str = "22P02";
+
 /// What a copy needs all the time.
 struct Ends<'a> {
     shared: &'a Shared,
@@ -148,7 +151,7 @@ impl Ends<'_> {
         copy_schema::restore(shared, &dump::fit(&first, versions.1), &dump::fit(&second, versions.1), consistent).await?;
         let plan = copy_plan::make(&keeper, feed, *versions, spec.copy_workers, &BTreeSet::new()).await?;
         let left = self.copy_rows(&plan, &snapshot, 0).await?;
-        self.set_aside(left, consistent).await?;
+        self.set_aside(left, consistent, false).await?;
         drop(exporter);
         Ok(consistent)
     }
@@ -196,7 +199,7 @@ impl Ends<'_> {
             }
         }
         here.extend(self.copy_rows(&plan, &snapshot, settled.len() as u64).await?);
-        self.set_aside(here, again).await?;
+        self.set_aside(here, again, true).await?;
         drop(exporter);
         Ok(())
     }
@@ -219,13 +222,17 @@ impl Ends<'_> {
 
     /// Tables that the copy had to leave out. Those that the owner changed meanwhile are copied again when the stream has brought
     /// the change; those that the follower refuses wait for a person. The others go on without them.
-    async fn set_aside(&self, left: LeftOut, since: Lsn) -> Result<(), CdcError> {
+    async fn set_aside(&self, left: LeftOut, since: Lsn, resumed: bool) -> Result<(), CdcError> {
         for (table, why) in left {
             match why {
                 Left::Changed(reason) => {
                     self.hold(&table, HeldState::Recopy, 0, &reason, since, true).await?;
                     let data = serde_json::json!({"table": format!("{}.{}", table.0, table.1), "reason": reason});
                     self.shared.event(Severity::Warning, "a table is copied again once the stream has brought its change", data);
+                }
+                // The stream has still to bring a label that the rows at the later snapshot use already.
+                Left::Refused { reason, code } if resumed && code == UNKNOWN_LABEL => {
+                    self.hold(&table, HeldState::Recopy, 0, &reason, since, true).await?;
                 }
                 Left::Refused { reason, code } => {
                     let proposal = self.propose(&table, &reason)?;

@@ -115,6 +115,18 @@ impl Stream {
         }
     }
 
+    /// Hands the socket to the runtime that this is called on: a session is logged in on one and relayed on another.
+    ///
+    /// # Errors
+    /// From the operating system: no more descriptors can be watched.
+    pub fn rebind(self) -> io::Result<Self> {
+        match self {
+            Stream::Tcp(stream) => TcpStream::from_std(stream.into_std()?).map(Stream::Tcp),
+            Stream::Unix(stream) => UnixStream::from_std(stream.into_std()?).map(Stream::Unix),
+            Stream::Tls(tls) => tls.rebind().map(|tls| Stream::Tls(Box::new(tls))),
+        }
+    }
+
     /// The TLS session, if there is one.
     pub fn tls(&self) -> Option<&Tls> {
         match self {

@@ -81,6 +81,10 @@ impl Tls {
         }
     }
 
+    pub(super) fn rebind(self) -> io::Result<Self> {
+        Ok(Tls { socket: self.socket.rebind()?, ..self })
+    }
+
     /// What the handshake has agreed upon.
     pub fn session(&self) -> &Connection {
         &self.session

@@ -62,8 +62,8 @@ enum Pending {
 /// One statement of a cycle with what came back.
 #[derive(Debug)]
 pub struct Executed {
-    /// What was run; `None` when nobody wanted a copy.
-    pub operation: Option<Operation>,
+    /// What was run.
+    pub operation: Operation,
     /// What it is.
     pub class: Arc<Class>,
     /// Command tags.
@@ -89,8 +89,14 @@ pub struct Cycle {
     /// CopyDone and CopyFail taken from the client in this cycle, before and behind its end, that no COPY has used up.
     copies_ended: [u32; 2],
     pending: VecDeque<Pending>,
-    /// What it ran, in order.
+    /// What it ran, in order; empty unless copies are wanted.
     pub executed: Vec<Executed>,
+    /// How many statements it ran.
+    ran: usize,
+    /// Some message held several statements.
+    several: bool,
+    /// Some statement is DDL.
+    pub changes_schema: bool,
     answering: usize,
     /// Something other than a pure read was asked for.
     pub wrote: bool,
@@ -115,6 +121,9 @@ impl Cycle {
             copies_ended: [0; 2],
             pending: VecDeque::new(),
             executed: Vec::new(),
+            ran: 0,
+            several: false,
+            changes_schema: false,
             answering: 0,
             wrote: false,
             failed: false,
@@ -177,6 +186,8 @@ pub struct Conversation {
     pub recording: bool,
     /// More statements were prepared than are remembered.
     pub forgot_statements: bool,
+    /// The class of the Query or Parse that is taken in next, where it is known already.
+    pub class_ahead: Option<Arc<Class>>,
 }
 
 impl Default for Conversation {
@@ -194,6 +205,7 @@ impl Default for Conversation {
             pins: Vec::new(),
             recording: false,
             forgot_statements: false,
+            class_ahead: None,
         }
     }
 }
@@ -319,6 +331,20 @@ impl Conversation {
         None
     }
 
+    /// The text whose class a message of the client is about to need.
+    #[inline]
+    pub fn text_in(tag: u8, body: &[u8]) -> Option<&[u8]> {
+        match tag {
+            b'Q' => Some(body.strip_suffix(b"\0").unwrap_or(body)),
+            b'P' => {
+                let mut rest = body;
+                take_cstr(&mut rest)?;
+                take_cstr(&mut rest)
+            }
+            _ => None,
+        }
+    }
+
     /// Takes in a whole message of the client.
     pub fn from_client(&mut self, tag: u8, body: &[u8], classifier: &Classifier) -> Forward {
         let mut forward = Forward::default();
@@ -332,15 +358,17 @@ impl Conversation {
             b'Q' | b'F' if self.batch_open && self.open().skipping => {} // the server skips it, and answers the Sync to come
             b'Q' => {
                 let text = body.strip_suffix(b"\0").unwrap_or(body);
-                let class = classifier.classify(text);
+                let class = self.class_ahead.take().unwrap_or_else(|| classifier.classify(text));
                 let recording = self.recording;
                 if class.session_effects.contains(&SessionEffect::Set) {
                     self.note_custom_settings(text);
                 }
                 let cycle = self.open();
                 cycle.note(&class, text);
-                let operation = recording.then(|| Operation::Simple(Bytes::copy_from_slice(text)));
-                cycle.executed.push(Executed { operation, class, tags: Vec::new() });
+                if recording {
+                    let operation = Operation::Simple(Bytes::copy_from_slice(text));
+                    cycle.executed.push(Executed { operation, class, tags: Vec::new() });
+                }
                 (cycle.simple, cycle.complete) = (true, true);
                 cycle.sent = Instant::now();
                 self.batch_open = false;
@@ -401,7 +429,7 @@ impl Conversation {
             return;
         };
         let facts = classifier.generation();
-        let class = classifier.classify(text);
+        let class = self.class_ahead.take().unwrap_or_else(|| classifier.classify(text));
         let name = Bytes::copy_from_slice(name);
         let parse = Arc::new(Parse { name: name.clone(), query: Bytes::copy_from_slice(text), types: Bytes::copy_from_slice(rest) });
         let statement = Statement { parse, class, facts, prepared_on: self.generation };
@@ -482,13 +510,15 @@ impl Conversation {
             Some((_, statement, bind, parsed_here)) => {
                 let class = statement.class.clone();
                 cycle.note(&class, &statement.parse.query);
-                if cycle.executed.len() >= OPERATIONS_MAX {
+                if cycle.ran > OPERATIONS_MAX {
                     // what it does to the session counts all the same
                     cycle.opaque = true;
                     return;
                 }
-                let operation = recording.then(|| Operation::Extended { parse: statement.parse, bind, limit, parsed_here });
-                cycle.executed.push(Executed { operation, class, tags: Vec::new() });
+                if recording {
+                    let operation = Operation::Extended { parse: statement.parse, bind, limit, parsed_here };
+                    cycle.executed.push(Executed { operation, class, tags: Vec::new() });
+                }
             }
             None => (cycle.opaque, cycle.wrote) = (true, true),
         }
@@ -647,7 +677,7 @@ impl Conversation {
         self.status = TransactionStatus::parse(body).unwrap_or(TransactionStatus::Failed);
         let mut state_changed = false;
         // of several statements some may have taken effect before one failed, and a lock outlives the error behind it
-        let several = cycle.opaque || cycle.executed.len() > 1 || cycle.executed.iter().any(|executed| !executed.class.single);
+        let several = cycle.opaque || cycle.ran > 1 || cycle.several;
         for (effect, text) in &cycle.effects {
             let forgets = matches!(effect, SessionEffect::Deallocate | SessionEffect::DiscardAll);
             if !cycle.failed || (several && !forgets) || *effect == SessionEffect::AdvisoryLock {
@@ -714,7 +744,10 @@ impl Cycle {
 
     /// What the client took for a later cycle belongs to this one.
     fn absorb(&mut self, later: Cycle) {
-        self.opaque |= later.opaque || !later.executed.is_empty();
+        self.opaque |= later.opaque || later.ran > 0;
+        self.ran += later.ran;
+        self.several |= later.several;
+        self.changes_schema |= later.changes_schema;
         self.wrote |= later.wrote;
         self.unanswered += later.unanswered;
         self.pending.extend(later.pending);
@@ -730,6 +763,9 @@ impl Cycle {
 
     fn note(&mut self, class: &Class, text: &[u8]) {
         self.wrote |= class.kind != Kind::Read;
+        self.changes_schema |= class.kind == Kind::SchemaChange;
+        self.several |= !class.single;
+        self.ran += 1;
         if !class.session_effects.is_empty() {
             let text = if class.session_effects.contains(&SessionEffect::Deallocate) { Bytes::copy_from_slice(text) } else { Bytes::new() };
             for effect in &class.session_effects {

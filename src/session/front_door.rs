@@ -1,6 +1,6 @@
 //! Accepts connections, reads the first packet, and sends each where it belongs: a database, the console, a cancel.
 
-use super::start_up;
+use super::{start_up, threads::Threads};
 use crate::{
     backend,
     net::Stream,
@@ -70,8 +70,9 @@ pub struct FrontDoor {
     arriving: AtomicUsize,
     next_id: AtomicU64,
     closing: AtomicBool,
-    pub(super) stop: Notify,
+    stop: Notify,
     secrets: RandomState,
+    pub(super) threads: Threads,
 }
 
 impl FrontDoor {
@@ -89,6 +90,7 @@ impl FrontDoor {
             closing: AtomicBool::new(false),
             stop: Notify::new(),
             secrets: RandomState::new(),
+            threads: Threads::start(),
         })
     }
 
@@ -120,6 +122,9 @@ impl FrontDoor {
     pub fn close(&self) {
         self.closing.store(true, Ordering::SeqCst);
         self.stop.notify_waiters();
+        for database in self.databases.load().values() {
+            database.post_all();
+        }
     }
 
     /// Takes new limits over; for the next clients.

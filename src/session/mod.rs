@@ -11,8 +11,11 @@
 pub mod conversation;
 mod front_door;
 mod moving;
+mod observing;
 mod relay;
 mod serving;
+mod sockets;
 mod start_up;
+mod threads;
 
 pub use front_door::{FrontDoor, Limits};

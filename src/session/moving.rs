@@ -25,6 +25,7 @@ use std::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    runtime::Handle,
     task::JoinHandle,
 };
 
@@ -57,23 +58,27 @@ struct Opening {
 }
 
 /// All attachments of a session.
-#[derive(Default)]
 pub(super) struct Attachments {
+    /// Where connections are opened and logged in, so that this costs no other session of the thread anything.
+    background: Handle,
     ready: Vec<Attachment>,
     opening: Vec<(Arc<Target>, Opening)>,
     failed: Vec<(Arc<Target>, Instant)>,
 }
 
 impl Attachment {
-    fn new(target: Arc<Target>, connection: Connection, writable: bool) -> Self {
-        Attachment {
-            server: Server::from_connection(connection, 0),
+    /// Called on the session's thread. `None`: its socket could not be brought there.
+    fn new(target: Arc<Target>, connection: Connection, writable: bool) -> Option<Self> {
+        let Connection { stream, buffer, parameters, key } = connection;
+        let stream = stream.rebind().ok()?;
+        Some(Attachment {
+            server: Server::from_connection(Connection { stream, buffer, parameters, key }, 0),
             target,
             prepared: HashMap::new(),
             refused: HashSet::new(),
             state_version: 0,
             writable,
-        }
+        })
     }
 
     pub async fn send(&mut self, bytes: &[u8]) -> Result<(), io::Error> {
@@ -123,6 +128,11 @@ impl Attachment {
 }
 
 impl Attachments {
+    /// None so far.
+    pub fn new(background: Handle) -> Self {
+        Attachments { background, ready: Vec::new(), opening: Vec::new(), failed: Vec::new() }
+    }
+
     /// Follows the route: opens what it will need, closes what it no longer names.
     pub fn prepare(&mut self, database: &Arc<Database>, info: &Arc<SessionInfo>, identity: &Arc<Identity>, route: &Route) {
         let wanted = |target: &Arc<Target>| {
@@ -172,7 +182,7 @@ impl Attachments {
         }
         let url = database.url_for(target, &info.user);
         let (identity, info) = (identity.clone(), info.clone());
-        let opening = tokio::spawn(async move {
+        let opening = self.background.spawn(async move {
             let parameters: Vec<(&[u8], &[u8])> = identity.parameters.iter().map(|(name, value)| (&name[..], &value[..])).collect();
             let mut opened = Connection::open(&url, &parameters).await;
             for _ in 1..STANDBY_ATTEMPTS {
@@ -207,9 +217,10 @@ impl Attachments {
                 continue;
             }
             let (target, Opening { writable, handle }) = self.opening.swap_remove(at);
-            match handle.await {
-                Ok(Ok(connection)) => self.ready.push(Attachment::new(target, connection, writable)),
-                _ => self.failed.push((target, Instant::now())),
+            let opened = handle.await.ok().and_then(Result::ok);
+            match opened.and_then(|connection| Attachment::new(target.clone(), connection, writable)) {
+                Some(attachment) => self.ready.push(attachment),
+                None => self.failed.push((target, Instant::now())),
             }
         }
     }
@@ -251,9 +262,10 @@ impl Attachments {
         self.opening.retain(|(opening, how)| opening != target || how.writable);
         if let Some(at) = self.opening.iter().position(|(opening, _)| opening == target) {
             let (target, Opening { handle, .. }) = self.opening.swap_remove(at);
-            match handle.await {
-                Ok(Ok(connection)) => return Some(Attachment::new(target, connection, true)),
-                _ => self.failed.push((target, Instant::now())),
+            let opened = handle.await.ok().and_then(Result::ok);
+            match opened.and_then(|connection| Attachment::new(target.clone(), connection, true)) {
+                Some(attachment) => return Some(attachment),
+                None => self.failed.push((target, Instant::now())),
             }
         }
         self.ready.retain_mut(|attachment| attachment.target != *target || (attachment.writable && attachment.is_alive()));

@@ -1,41 +1,40 @@
 //! The relay: moves bytes both ways, never blocks one direction on the other, and keeps the [`Conversation`] informed.
 
 use super::{
-    conversation::{Conversation, Cycle, Finished, FromServer},
+    conversation::{Conversation, FromServer},
     front_door::{CancelTarget, FrontDoor},
     moving::Attachments,
+    observing::Remembered,
+    sockets::{Wanted, give_back},
 };
 use crate::{
     net::Stream,
-    sql::{Kind, TransactionVerb},
+    sql::{Later, LookUp},
     traffic::{
-        copies::{Copy, Identity, RehearsedStep, RehearsedTransaction, SampledRead},
+        copies::Identity,
         database::{Database, SessionInfo},
         fence::Needed,
         route::{Route, ShadowRoute},
     },
     wire::{self, backend::put_error},
 };
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use std::{
+    future::poll_fn,
     io,
-    sync::{Arc, Mutex, atomic::Ordering},
+    sync::{Arc, Mutex},
+    task::Waker,
     time::{Duration, Instant},
 };
-use tokio::{io::Interest, sync::watch};
 
 /// Messages of a client up to this size are looked at whole; larger ones are streamed through unclassified.
 const INSPECT_BYTES_MAX: usize = 256 << 10;
 /// Of a message that is streamed through, this much must have come first: the names in it are shorter.
 const LARGE_START_BYTES: usize = 1 << 10;
-/// Bytes read at once.
-const READ_BYTES: usize = 16 << 10;
 /// Bytes waiting for one side that stop reading from the other.
 const WAITING_BYTES_MAX: usize = 256 << 10;
-/// Bytes of a write transaction remembered for rehearsal; larger ones are left out.
-const TRANSACTION_BYTES_MAX: usize = 256 << 10;
-/// Statements of a write transaction remembered for rehearsal.
-const TRANSACTION_STEPS_MAX: usize = 200;
+/// How often a session looks whether it may end, while the front door closes.
+const DRAIN_LOOK: Duration = Duration::from_millis(50);
 /// How long after `close` a session inside a transaction may go on.
 const DRAIN_GRACE: Duration = Duration::from_secs(30);
 
@@ -47,17 +46,8 @@ pub(super) struct Server {
     pub key: (i32, Bytes),
     pub parameters: Vec<(Bytes, Bytes)>,
     pub epoch: i64,
-}
-
-/// A write transaction being remembered.
-#[derive(Debug)]
-struct Remembered {
-    steps: Vec<RehearsedStep>,
-    bytes: usize,
-    left_out: Option<&'static str>,
-    wrote: bool,
-    began_at: crate::lsn::Lsn,
-    needed: Needed,
+    /// The last read filled its buffer.
+    pub bulk: bool,
 }
 
 /// One session.
@@ -82,22 +72,25 @@ pub(super) struct Relay {
     /// Grows when session state changed that a standby would have to be told.
     pub state_version: u64,
     route: Arc<Route>,
-    route_changed: watch::Receiver<u64>,
+    /// The waker that the mailbox has.
+    pub registered: Option<Waker>,
     inside: bool,
     pub client_skip: usize,
     pub server_skip: usize,
     /// Nothing more comes from the client; it may still read what it has asked for.
-    client_ended: bool,
+    pub client_ended: bool,
     /// Nothing can be sent to the client any more.
-    client_gone: bool,
+    pub client_gone: bool,
+    /// The client's last read filled its buffer.
+    pub client_bulk: bool,
     pub server_gone: bool,
-    remembered: Option<Remembered>,
+    pub remembered: Option<Remembered>,
     /// Shadows that drew the read being captured, and how often each runs it.
-    drawn: Vec<(Arc<ShadowRoute>, u64)>,
+    pub drawn: Vec<(Arc<ShadowRoute>, u64)>,
     /// The running transaction has changed the schema.
-    schema_changed: bool,
+    pub schema_changed: bool,
     closing_since: Option<Instant>,
-    draw: fastrand::Rng,
+    pub draw: fastrand::Rng,
 }
 
 /// What the client's side needs next.
@@ -110,6 +103,8 @@ enum Next {
     Move,
     /// The read at the front may be answered by this shadow.
     Serve(Box<super::serving::Plan>),
+    /// The message at the front is being parsed.
+    Classify(Later),
     /// The client said goodbye.
     End,
 }
@@ -126,10 +121,10 @@ impl Relay {
         server: Server,
         cancel: Arc<Mutex<CancelTarget>>,
     ) -> Self {
-        let route_changed = database.watch_route();
         Relay {
             route: database.route.load_full(),
-            route_changed,
+            registered: None,
+            attachments: Attachments::new(door.threads.background().clone()),
             door,
             database,
             info,
@@ -140,7 +135,6 @@ impl Relay {
             server,
             to_server: BytesMut::new(),
             conversation: Conversation::default(),
-            attachments: Attachments::default(),
             needed: Needed::default(),
             cancel,
             fallback_of: None,
@@ -151,6 +145,7 @@ impl Relay {
             server_skip: 0,
             client_ended: false,
             client_gone: false,
+            client_bulk: false,
             server_gone: false,
             remembered: None,
             drawn: Vec::new(),
@@ -160,8 +155,13 @@ impl Relay {
         }
     }
 
-    /// Until one side ends.
+    /// Until one side ends, on the runtime that this is called on.
     pub async fn run(mut self) {
+        let rebound = self.client.rebind().and_then(|client| Ok((client, self.server.stream.rebind()?)));
+        match rebound {
+            Ok((client, server)) => (self.client, self.server.stream) = (client, server),
+            Err(error) => return tracing::error!(session = self.info.id, %error, "cannot move a session to its thread"),
+        }
         let result = self.relay().await;
         if self.inside {
             self.database.gate.leave();
@@ -196,14 +196,19 @@ impl Relay {
                     self.move_to_owner().await?;
                     continue;
                 }
+                Next::Classify(later) => {
+                    self.try_write();
+                    self.conversation.class_ahead = Some(later.wait().await);
+                    continue;
+                }
                 Next::Serve(plan) => {
                     self.serve(*plan).await?;
-                    self.try_write()?; // the answer goes out before the next read is looked at
+                    self.try_write(); // the answer goes out before the next read is looked at
                     continue;
                 }
             };
             self.take_from_server()?;
-            self.try_write()?;
+            self.try_write();
             if self.client_gone {
                 self.to_client.clear(); // or the server, not read from, would never take what is left for it
             }
@@ -220,39 +225,24 @@ impl Relay {
 
     /// Waits for whatever can happen next and takes the bytes that came.
     async fn wait(&mut self, held: bool) -> Result<(), io::Error> {
-        let read_client = !self.client_gone
-            && !self.client_ended
-            && !held
-            && self.to_server.len() < WAITING_BYTES_MAX
-            && self.from_client.len() < 2 * INSPECT_BYTES_MAX;
-        let read_server = !self.server_gone && self.to_client.len() < WAITING_BYTES_MAX;
-        let client_interest = interest(read_client, !self.to_client.is_empty() && !self.client_gone);
-        let server_interest = interest(read_server, !self.to_server.is_empty() && !self.server_gone);
-        let (mut client_ready, mut server_ready) = (false, false);
-        let stopped = self.door.stop.notified(); // before the look: a stop between the two would be missed
-        let stop_poll = self.closing_since.is_some() || self.door.is_closing();
-        tokio::select! {
-            biased;
-            result = self.server.stream.ready(server_interest.unwrap_or(Interest::READABLE)), if server_interest.is_some() => {
-                result?;
-                server_ready = true;
+        let wanted = Wanted {
+            client: !self.client_gone
+                && !self.client_ended
+                && !held
+                && self.to_server.len() < WAITING_BYTES_MAX
+                && self.from_client.len() < 2 * INSPECT_BYTES_MAX,
+            server: !self.server_gone && self.to_client.len() < WAITING_BYTES_MAX,
+        };
+        if held || self.door.is_closing() {
+            Box::pin(self.wait_for_more(wanted, held)).await;
+        } else {
+            poll_fn(|context| self.poll_sockets(wanted, context)).await;
+        }
+        if self.info.mailbox.take() {
+            Box::pin(self.read_news()).await;
+            if self.info.mailbox.is_terminated() {
+                return self.say_goodbye("57P01", "terminating connection due to administrator command");
             }
-            result = self.client.ready(client_interest.unwrap_or(Interest::READABLE)), if client_interest.is_some() => {
-                result?;
-                client_ready = true;
-            }
-            () = self.database.gate.wait_open(), if held => {}
-            result = self.route_changed.changed() => {
-                if result.is_ok() {
-                    self.route_changed.borrow_and_update();
-                    self.route = self.database.route.load_full();
-                    self.attachments.prepare(&self.database, &self.info, &self.identity, &self.route);
-                    self.prepare_standby().await;
-                }
-            }
-            () = self.info.terminate.notified() => return self.say_goodbye("57P01", "terminating connection due to administrator command"),
-            () = stopped => {}
-            () = tokio::time::sleep(Duration::from_millis(50)), if stop_poll => {}
         }
         if self.door.is_closing() {
             let since = *self.closing_since.get_or_insert_with(Instant::now);
@@ -260,25 +250,29 @@ impl Relay {
                 return self.say_goodbye("57P01", "understudy is shutting down");
             }
         }
-        if server_ready && read_server {
-            self.server.from.reserve(READ_BYTES);
-            match self.server.stream.try_read_buf(&mut self.server.from) {
-                Ok(0) => self.server_gone = true,
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => self.server_gone = true,
-            }
-        }
-        if client_ready && read_client {
-            self.from_client.reserve(READ_BYTES);
-            match self.client.try_read_buf(&mut self.from_client) {
-                Ok(0) => self.client_ended = true,
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => self.client_gone = true,
-            }
-        }
         Ok(())
+    }
+
+    /// Waits for the sockets and for what is rare.
+    async fn wait_for_more(&mut self, wanted: Wanted, held: bool) {
+        let database = self.database.clone();
+        let closing = self.door.is_closing();
+        tokio::select! {
+            biased;
+            () = poll_fn(|context| self.poll_sockets(wanted, context)) => {}
+            () = database.gate.wait_open(), if held => {}
+            () = tokio::time::sleep(DRAIN_LOOK), if closing => {}
+        }
+    }
+
+    /// The route may have changed.
+    async fn read_news(&mut self) {
+        let route = self.database.route.load_full();
+        if !Arc::ptr_eq(&route, &self.route) {
+            self.route = route;
+            self.attachments.prepare(&self.database, &self.info, &self.identity, &self.route);
+            self.prepare_standby().await;
+        }
     }
 
     fn say_goodbye(&mut self, code: &str, message: &str) -> Result<(), io::Error> {
@@ -286,22 +280,20 @@ impl Relay {
         Err(io::Error::new(io::ErrorKind::ConnectionAborted, message.to_owned()))
     }
 
-    fn try_write(&mut self) -> Result<(), io::Error> {
-        while !self.to_client.is_empty() && !self.client_gone {
-            match self.client.try_write(&self.to_client) {
-                Ok(written) => drop(self.to_client.split_to(written)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+    /// Sends what waits, as far as the sockets take it.
+    pub(super) fn try_write(&mut self) {
+        if !self.to_client.is_empty() && !self.client_gone {
+            match write_now(&self.to_client, |rest| self.client.try_write(rest)) {
+                Ok(written) => drop_front(&mut self.to_client, written),
                 Err(_) => self.client_gone = true,
             }
         }
-        while !self.to_server.is_empty() && !self.server_gone {
-            match self.server.stream.try_write(&self.to_server) {
-                Ok(written) => drop(self.to_server.split_to(written)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+        if !self.to_server.is_empty() && !self.server_gone {
+            match write_now(&self.to_server, |rest| self.server.stream.try_write(rest)) {
+                Ok(written) => drop_front(&mut self.to_server, written),
                 Err(_) => self.server_gone = true,
             }
         }
-        Ok(())
     }
 
     async fn flush_server(&mut self) {
@@ -312,7 +304,7 @@ impl Relay {
     /// Takes whole messages of the client and appends what is to be forwarded.
     fn next_of_client(&mut self) -> Result<Next, io::Error> {
         let idle = self.client_skip == 0 && !self.inside && self.conversation.at_boundary();
-        if idle && self.server.epoch != self.database.route.load().epoch {
+        if idle && self.server.epoch != self.database.epoch() {
             // also with nothing to forward: the old owner may end this connection at any moment
             return Ok(if self.database.gate.is_closed() { Next::Held } else { Next::Move });
         }
@@ -343,7 +335,7 @@ impl Relay {
                     self.forward_client(run);
                     return Ok(Next::End);
                 }
-                if self.server.epoch != self.database.route.load().epoch {
+                if self.server.epoch != self.database.epoch() {
                     break if self.database.gate.is_closed() { Next::Held } else { Next::Move };
                 }
                 if run == 0
@@ -388,7 +380,19 @@ impl Relay {
                 self.from_client.clear();
                 return Ok(Next::Io);
             }
+            if self.conversation.class_ahead.is_none()
+                && let Some(text) = Conversation::text_in(header.tag, body)
+            {
+                match self.database.classifier.look_up(text) {
+                    LookUp::Known(class) => self.conversation.class_ahead = Some(class),
+                    LookUp::Later(later) => {
+                        self.forward_client(run);
+                        return Ok(Next::Classify(later)); // the gate is not left: it has begun
+                    }
+                }
+            }
             let forward = self.conversation.from_client(header.tag, body, &self.database.classifier);
+            self.conversation.class_ahead = None;
             if matches!(header.tag, b'Q' | b'S') {
                 self.maybe_sample();
             }
@@ -407,15 +411,17 @@ impl Relay {
         Ok(next)
     }
 
+    /// Sends the front of the client's buffer on: at once as far as the socket takes it.
     fn forward_client(&mut self, bytes: usize) {
-        if bytes == 0 {
-            return;
-        }
-        let part = self.from_client.split_to(bytes.min(self.from_client.len()));
-        if self.to_server.is_empty() {
-            self.to_server = part;
+        let bytes = bytes.min(self.from_client.len());
+        if self.to_server.is_empty() && !self.server_gone {
+            let run = self.from_client.get(..bytes).unwrap_or_default();
+            match write_now(run, |rest| self.server.stream.try_write(rest)) {
+                Ok(written) => put_off(&mut self.from_client, bytes, written, &mut self.to_server),
+                Err(_) => self.server_gone = true,
+            }
         } else {
-            self.to_server.extend_from_slice(&part);
+            put_off(&mut self.from_client, bytes, 0, &mut self.to_server);
         }
     }
 
@@ -424,7 +430,7 @@ impl Relay {
         if !self.inside {
             self.inside = self.database.gate.try_enter();
             // the owner may have changed between the look at the epoch and the entry
-            if self.inside && self.server.epoch != self.database.route.load().epoch {
+            if self.inside && self.server.epoch != self.database.epoch() {
                 self.leave();
             }
         }
@@ -435,45 +441,6 @@ impl Relay {
     pub fn leave(&mut self) {
         if std::mem::take(&mut self.inside) {
             self.database.gate.leave();
-        }
-    }
-
-    fn begin_transaction(&mut self) {
-        self.serve_next = true;
-        let route = self.database.route.load();
-        self.conversation.recording = route.shadows.iter().any(|shadow| shadow.is_interested());
-        let rehearse = route.shadows.iter().any(|shadow| shadow.rehearse.load(Ordering::Relaxed) && shadow.in_step.load(Ordering::Relaxed));
-        self.remembered = rehearse.then(|| Remembered {
-            steps: Vec::new(),
-            bytes: 0,
-            left_out: None,
-            wrote: false,
-            began_at: self.database.ticks.newest(),
-            needed: self.database.ticks.needed_now(),
-        });
-    }
-
-    /// Draws whether the cycle just taken is a read to be compared.
-    fn maybe_sample(&mut self) {
-        if !self.conversation.recording || self.conversation.status() != wire::backend::TransactionStatus::Idle {
-            return;
-        }
-        let route = self.database.route.load();
-        let Some(cycle) = self.conversation.newest() else { return };
-        let is_read = !cycle.wrote && !cycle.opaque && cycle.executed.len() == 1 && cycle.executed.iter().all(|e| e.class.single);
-        if !is_read || !self.database.knows_facts() || !self.conversation.pins.is_empty() || !self.conversation.is_alone() {
-            return;
-        }
-        let draw = &mut self.draw;
-        self.drawn.clear();
-        for shadow in route.shadows.iter().filter(|shadow| shadow.in_step.load(Ordering::Relaxed)) {
-            let times = shadow.sample_reads.draw(|| draw.u64(0..10_000));
-            if times > 0 {
-                self.drawn.push((shadow.clone(), times));
-            }
-        }
-        if !self.drawn.is_empty() {
-            self.conversation.capture_newest();
         }
     }
 
@@ -525,156 +492,17 @@ impl Relay {
         Ok(())
     }
 
+    /// Sends the front of the server's buffer on: at once as far as the socket takes it.
     fn forward_server(&mut self, bytes: usize) {
-        if bytes == 0 {
-            return;
-        }
-        let part = self.server.from.split_to(bytes.min(self.server.from.len()));
-        if self.to_client.is_empty() {
-            self.to_client = part;
+        let bytes = bytes.min(self.server.from.len());
+        if self.to_client.is_empty() && !self.client_gone {
+            let run = self.server.from.get(..bytes).unwrap_or_default();
+            match write_now(run, |rest| self.client.try_write(rest)) {
+                Ok(written) => put_off(&mut self.server.from, bytes, written, &mut self.to_client),
+                Err(_) => self.client_gone = true,
+            }
         } else {
-            self.to_client.extend_from_slice(&part);
-        }
-    }
-
-    fn finished(&mut self, finished: Finished) {
-        let Finished { cycle, status, state_changed } = finished;
-        let latency = cycle.sent.elapsed();
-        self.database.requests.increment();
-        self.info.requests.fetch_add(1, Ordering::Relaxed);
-        self.database.latency.record(latency);
-        if state_changed {
-            self.state_version += 1;
-            *self.info.pins.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = self.conversation.pins.clone();
-        }
-        if cycle.wrote {
-            self.needed = self.database.ticks.needed_now();
-            let changes_schema = cycle.executed.iter().any(|executed| executed.class.kind == Kind::SchemaChange);
-            self.schema_changed |= changes_schema;
-            // at the statement, and again when the transaction that holds it has become visible
-            if changes_schema || (self.schema_changed && status == wire::backend::TransactionStatus::Idle) {
-                self.database.facts_are_stale();
-            }
-        }
-        if status == wire::backend::TransactionStatus::Idle {
-            self.schema_changed = false;
-        }
-        if let Some(shadow) = self.fallback_of.take() {
-            // the owner has answered what the shadow could not: a failure of the shadow only, unless it fails here too
-            if !cycle.failed {
-                shadow.observations.fallback_reasons.count("the shadow answered with an error");
-            }
-            shadow.observations.shadow_outcome(latency, !cycle.failed, Instant::now());
-            shadow.breaker.outcome(cycle.failed, crate::traffic::database::monotonic_ms());
-        }
-        if !cycle.wrote && !cycle.failed {
-            let route = self.database.route.load();
-            for shadow in route.shadows.iter().filter(|shadow| shadow.serve_reads.get() > 0.0) {
-                shadow.observations.owner_outcome(latency, Instant::now());
-            }
-        }
-        self.remember(cycle, latency);
-        if status == wire::backend::TransactionStatus::Idle {
-            self.database.transactions.increment();
-            self.offer_transaction();
-            if self.conversation.at_boundary() {
-                self.leave();
-            }
-        }
-    }
-
-    /// Hands a captured read over, or adds the cycle to the transaction that is being remembered.
-    fn remember(&mut self, cycle: Cycle, latency: Duration) {
-        let alone = cycle.executed.len() == 1;
-        if let Some(answer) = cycle.capture {
-            let Some(executed) = cycle.executed.into_iter().next() else { return };
-            let Some(operation) = executed.operation else { return };
-            // what other sessions committed before this answer may be in it as well
-            let needed = self.database.ticks.needed_now();
-            for (shadow, times) in self.drawn.drain(..) {
-                let read = SampledRead {
-                    identity: self.identity.clone(),
-                    operation: operation.clone(),
-                    class: executed.class.clone(),
-                    answer: answer.clone(),
-                    owner_latency: latency,
-                    needed,
-                    times,
-                };
-                shadow.observations.sampled.increment();
-                if let Err(dropped) = shadow.queue.offer(self.info.id, Copy::Read(Box::new(read))) {
-                    shadow.observations.dropped.increment();
-                    shadow.observations.compare_reasons.count(dropped.as_str());
-                }
-            }
-            return;
-        }
-        let Some(remembered) = &mut self.remembered else { return };
-        if cycle.opaque {
-            remembered.left_out = Some("message too large or of a kind that is not copied");
-        }
-        if cycle.failed {
-            remembered.left_out = Some("failed on the owner");
-        }
-        remembered.wrote |= cycle.wrote;
-        for executed in cycle.executed {
-            match executed.class.kind {
-                // `RELEASE s; COMMIT` counts as its first verb: on the shadow its COMMIT would be carried out
-                Kind::Transaction(_) if !executed.class.single => remembered.left_out = Some("several statements in one message"),
-                Kind::Transaction(TransactionVerb::Commit) => continue,
-                Kind::Transaction(TransactionVerb::Rollback) => remembered.left_out = Some("rolled back by the client"),
-                Kind::Transaction(TransactionVerb::Prepared) => remembered.left_out = Some("two-phase commit"),
-                Kind::Transaction(_) | Kind::Read => {}
-                _ if !executed.class.single => remembered.left_out = Some("several statements in one message"),
-                _ if !executed.class.rehearsable => remembered.left_out = executed.class.left_out.or(Some("cannot be rolled back")),
-                _ => {}
-            }
-            let Some(operation) = executed.operation else {
-                remembered.left_out.get_or_insert("began before rehearsing was switched on");
-                continue;
-            };
-            remembered.bytes += operation.bytes();
-            if remembered.bytes > TRANSACTION_BYTES_MAX || remembered.steps.len() >= TRANSACTION_STEPS_MAX {
-                remembered.left_out = Some("transaction too large");
-                remembered.steps.clear();
-                continue;
-            }
-            remembered.steps.push(RehearsedStep {
-                operation,
-                class: executed.class,
-                tags: executed.tags,
-                owner_latency: alone.then_some(latency),
-            });
-        }
-    }
-
-    fn offer_transaction(&mut self) {
-        let Some(remembered) = self.remembered.take() else { return };
-        let writes = remembered.steps.iter().any(|step| !matches!(step.class.kind, Kind::Read | Kind::Transaction(_) | Kind::Session(_)));
-        if !remembered.wrote || (!writes && remembered.left_out.is_none()) {
-            return;
-        }
-        let route = self.database.route.load();
-        for shadow in route.shadows.iter().filter(|shadow| shadow.rehearse.load(Ordering::Relaxed)) {
-            let observations = &shadow.observations;
-            let reason = match (remembered.left_out, self.conversation.pins.is_empty()) {
-                (Some(reason), _) => Some(reason),
-                (None, false) => Some("session state that the shadow does not share"),
-                (None, true) => None,
-            };
-            if let Some(reason) = reason {
-                observations.left_out.count(reason);
-                continue;
-            }
-            let transaction = RehearsedTransaction {
-                identity: self.identity.clone(),
-                steps: remembered.steps.clone(),
-                began_at: remembered.began_at,
-                needed: remembered.needed,
-            };
-            if let Err(dropped) = shadow.queue.offer(self.info.id, Copy::Write(Box::new(transaction))) {
-                observations.left_out.count(dropped.as_str());
-            }
+            put_off(&mut self.server.from, bytes, 0, &mut self.to_client);
         }
     }
 
@@ -689,13 +517,34 @@ impl Relay {
     }
 }
 
-fn interest(read: bool, write: bool) -> Option<Interest> {
-    match (read, write) {
-        (true, true) => Some(Interest::READABLE | Interest::WRITABLE),
-        (true, false) => Some(Interest::READABLE),
-        (false, true) => Some(Interest::WRITABLE),
-        (false, false) => None,
+/// Writes until nothing is left or the socket takes no more; returns how much went out.
+#[inline]
+fn write_now(bytes: &[u8], mut write: impl FnMut(&[u8]) -> io::Result<usize>) -> io::Result<usize> {
+    let mut written = 0;
+    while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
+        match write(rest) {
+            Ok(part) => written += part,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => return Err(error),
+        }
     }
+    Ok(written)
+}
+
+#[inline]
+fn drop_front(buffer: &mut BytesMut, bytes: usize) {
+    buffer.advance(bytes.min(buffer.len()));
+    give_back(buffer);
+}
+
+/// Takes `bytes` from the front of a buffer, of which `written` have gone out: the rest waits.
+#[inline]
+fn put_off(from: &mut BytesMut, bytes: usize, written: usize, waiting: &mut BytesMut) {
+    if written < bytes {
+        waiting.extend_from_slice(from.get(written..bytes).unwrap_or_default());
+    }
+    from.advance(bytes);
+    give_back(from);
 }
 
 /// Keeps a ParameterStatus, so that a later server's values can be told from it.

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     backend,
-    sql::{Class, Kind},
+    sql::{Class, Kind, LookUp},
     traffic::{answer::FIRST_USER_OID, database::monotonic_ms, route::ShadowRoute},
     wire::{self, backend::RowDescription, frontend::Parse, put, put_cstr},
 };
@@ -46,18 +46,22 @@ enum Failure {
 impl Relay {
     /// Decides whether the cycle at the front of the client's buffer is answered by a shadow.
     pub(super) fn plan_to_serve(&mut self) -> Option<Plan> {
-        let route = self.route();
-        if !route.shadows.iter().any(|shadow| shadow.serve_reads.get() > 0.0) {
+        if !self.database.route.load().shadows.iter().any(|shadow| shadow.serve_reads.get() > 0.0) {
             return None;
         }
+        let route = self.route();
         let cycle = whole_cycle(&self.from_client, REQUEST_BYTES_MAX)?;
+        let known = |text: &[u8]| match self.database.classifier.look_up(text) {
+            LookUp::Known(class) => Some(class),
+            LookUp::Later(_) => None, // the owner answers; the next one like it finds the class in the cache
+        };
         let (class, statement) = match &cycle {
-            WholeCycle::Simple { text, .. } => (self.database.classifier.classify(text), None),
-            WholeCycle::Extended { parse: Some(parse), .. } => (self.database.classifier.classify(&parse.query), None),
+            WholeCycle::Simple { text, .. } => (known(text)?, None),
+            WholeCycle::Extended { parse: Some(parse), .. } => (known(&parse.query)?, None),
             WholeCycle::Extended { bind, .. } => {
                 let statement = self.conversation.statement(&bind.statement)?;
                 // what it reaches may have changed since it was parsed
-                (self.database.classifier.classify(&statement.parse.query), Some(statement.parse.clone()))
+                (known(&statement.parse.query)?, Some(statement.parse.clone()))
             }
         };
         if class.kind != Kind::Read || !class.single || !self.database.knows_facts() {

@@ -9,7 +9,7 @@ use crate::{
     net::Stream,
     traffic::{
         copies::Identity,
-        database::{Database, SessionInfo, pin},
+        database::{Database, Mailbox, SessionInfo, pin},
     },
     wire::{self, Message, backend::TransactionStatus, frontend, put, put_sized, take_cstr, take_i32},
 };
@@ -27,7 +27,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 /// Longest message of a client during authentication (`PG_MAX_AUTH_TOKEN_LENGTH`, `src/include/libpq/auth.h`).
 const AUTH_BYTES_MAX: usize = 65_535;
 
-/// How often a replication connection looks whether understudy is shutting down.
+/// How often a replication connection looks whether it has been told to end, or understudy is shutting down.
 const REPLICATION_LOOK: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// A client that has said who it is.
@@ -53,7 +53,7 @@ pub(super) async fn run(door: Arc<FrontDoor>, database: Arc<Database>, client: C
         pins: Mutex::new(Vec::new()),
         attach_error: Mutex::new(None),
         requests: AtomicU64::new(0),
-        terminate: tokio::sync::Notify::new(),
+        mailbox: Mailbox::default(),
     });
     let replication = client.parameters.iter().any(|(name, value)| &name[..] == b"replication" && replicates(value));
     let key = door.cancel_key(id);
@@ -78,7 +78,7 @@ async fn serve(
             return refuse(&mut client.stream, "08006", &message, Some("see SHOW SERVERS and the log of understudy")).await;
         }
     };
-    let mut server = Server { stream, from: BytesMut::with_capacity(16 << 10), key: (0, Bytes::new()), parameters: Vec::new(), epoch };
+    let mut server = Server { stream, from: BytesMut::new(), key: (0, Bytes::new()), parameters: Vec::new(), epoch, bulk: false };
     let mut startup = BytesMut::new();
     put_sized(&mut startup, |b| {
         b.extend_from_slice(&client.version.to_be_bytes());
@@ -123,13 +123,12 @@ async fn serve(
         // An owner that changes later is not followed: the positions are this server's. A walsender has no boundary at which
         // a SHUTDOWN could let it end.
         let closing = async {
-            while !door.is_closing() {
+            while !door.is_closing() && !info.mailbox.is_terminated() {
                 tokio::time::sleep(REPLICATION_LOOK).await;
             }
         };
         tokio::select! {
             () = pass_through(client.stream, from_client, server) => {}
-            () = info.terminate.notified() => {}
             () = closing => {}
         }
         return;
@@ -137,7 +136,8 @@ async fn serve(
     let own = |name: &Bytes| [&b"user"[..], b"database", b"replication"].contains(&&name[..]);
     let parameters = client.parameters.iter().filter(|(name, _)| !own(name)).cloned().collect();
     let identity = Arc::new(Identity { user: info.user.clone(), parameters });
-    Relay::new(door.clone(), database.clone(), info, identity, client.stream, from_client, server, cancel).run().await;
+    let relay = Relay::new(door.clone(), database.clone(), info, identity, client.stream, from_client, server, cancel);
+    door.threads.run(relay.run()).await;
 }
 
 /// Relays until the first ReadyForQuery. `None`: one side went away, and the other has been told what there was to tell.
@@ -234,7 +234,7 @@ impl Server {
     /// From a connection that we opened ourselves.
     pub(super) fn from_connection(connection: crate::backend::Connection, epoch: i64) -> Self {
         let crate::backend::Connection { stream, buffer, parameters, key } = connection;
-        Server { stream, from: buffer, key, parameters, epoch }
+        Server { stream, from: buffer, key, parameters, epoch, bulk: false }
     }
 }
 

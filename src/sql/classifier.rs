@@ -9,15 +9,19 @@ use dashmap::DashMap;
 use std::{
     cell::RefCell,
     collections::hash_map::DefaultHasher,
+    future::Future,
     hash::{Hash, Hasher},
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
         mpsc::{Receiver, SyncSender, sync_channel},
     },
-    time::Duration,
+    task::{Context, Poll, Wake, Waker},
+    time::{Duration, Instant},
 };
+use tokio::sync::oneshot;
 
 /// Longer texts are not parsed: a bulk load, not a statement worth comparing.
 const TEXT_BYTES_MAX: usize = 256 << 10;
@@ -39,6 +43,32 @@ const PARSER_THREADS: usize = 2;
 const PARSER_QUEUE_MAX: usize = 64;
 /// Longest wait for a parser thread: the client waits too.
 const PARSER_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// What is known of a text at once.
+#[derive(Debug)]
+pub enum LookUp {
+    /// Everything.
+    Known(Arc<Class>),
+    /// It is being parsed on a thread of its own.
+    Later(Later),
+}
+
+/// A class on its way.
+#[derive(Debug)]
+pub struct Later {
+    receiver: oneshot::Receiver<Arc<Class>>,
+    otherwise: Arc<Class>,
+}
+
+impl Later {
+    /// Waits for it, at most 200 ms: then the text counts as unknown this time.
+    pub async fn wait(self) -> Arc<Class> {
+        match tokio::time::timeout(PARSER_TIMEOUT, self.receiver).await {
+            Ok(Ok(class)) => class,
+            Ok(Err(_)) | Err(_) => self.otherwise,
+        }
+    }
+}
 
 /// Classifies the statements of one database. Shared by all its sessions.
 #[derive(Debug)]
@@ -68,15 +98,25 @@ impl Classifier {
     /// What this text is. Blocks the caller for a parse when the text is new (microseconds; at most 200 ms for a long or
     /// deep one). The text is without the protocol's terminating zero.
     pub fn classify(&self, text: &[u8]) -> Arc<Class> {
-        let Some(text) = readable(text) else { return unreadable(text) };
+        match self.look_up(text) {
+            LookUp::Known(class) => class,
+            LookUp::Later(Later { receiver, otherwise }) => wait_blocking(receiver).unwrap_or(otherwise),
+        }
+    }
+
+    /// [`Classifier::classify`] for callers that may not block: a long or deep text that is new comes later.
+    pub fn look_up(&self, text: &[u8]) -> LookUp {
+        let Some(text) = readable(text) else { return LookUp::Known(unreadable(text)) };
         KEY.with_borrow_mut(|key| {
             key.shrink_to(TEXT_BYTES_MAX / 8);
             let shape = match normalise::normalise(text, key) {
                 Ok(shape) => shape,
-                Err(normalise::Uncertain(reason)) => return Arc::new(Class::unknown(hash(text.as_bytes()), shown(text), reason)),
+                Err(normalise::Uncertain(reason)) => {
+                    return LookUp::Known(Arc::new(Class::unknown(hash(text.as_bytes()), shown(text), reason)));
+                }
             };
             if let Some(class) = self.cache.classes.get(&key[..]) {
-                return Arc::clone(&class);
+                return LookUp::Known(Arc::clone(&class));
             }
             self.classify_anew(text, key, shape)
         })
@@ -103,21 +143,23 @@ impl Classifier {
         self.cache.clear();
     }
 
-    fn classify_anew(&self, text: &str, key: &[u8], shape: normalise::Shape) -> Arc<Class> {
+    fn classify_anew(&self, text: &str, key: &[u8], shape: normalise::Shape) -> LookUp {
         let generation = self.cache.generation.load(Ordering::Acquire);
         let facts = self.facts.load_full();
         let flat = shape.depth <= INLINE_DEPTH_MAX && shape.operators <= INLINE_OPERATORS_MAX;
         if text.len() <= INLINE_BYTES_MAX && flat {
             let class = parse(text, key, &facts);
             self.cache.keep(key, &class, generation);
-            return class;
+            return LookUp::Known(class);
         }
-        let (answer, receiver) = sync_channel(1);
+        let (answer, receiver) = oneshot::channel();
         let job = Job { text: text.to_owned(), key: key.into(), facts, cache: Arc::clone(&self.cache), generation, answer };
         // Not kept: the thread keeps what it finds out, however late, for the next one who asks.
-        enqueue(job)
-            .and_then(|()| receiver.recv_timeout(PARSER_TIMEOUT).ok())
-            .unwrap_or_else(|| Arc::new(Class::unknown(hash(key), shown(text), "the parser was busy")))
+        let otherwise = Arc::new(Class::unknown(hash(key), Arc::from(""), "the parser was busy"));
+        match enqueue(job) {
+            Some(()) => LookUp::Later(Later { receiver, otherwise }),
+            None => LookUp::Known(otherwise),
+        }
     }
 }
 
@@ -174,7 +216,27 @@ struct Job {
     facts: Arc<CatalogFacts>,
     cache: Arc<Cache>,
     generation: u64,
-    answer: SyncSender<Arc<Class>>,
+    answer: oneshot::Sender<Arc<Class>>,
+}
+
+/// Parks this thread until the class has come, or the time is over.
+fn wait_blocking(mut receiver: oneshot::Receiver<Arc<Class>>) -> Option<Arc<Class>> {
+    struct Unpark(std::thread::Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let deadline = Instant::now() + PARSER_TIMEOUT;
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut context = Context::from_waker(&waker);
+    loop {
+        if let Poll::Ready(answer) = Pin::new(&mut receiver).poll(&mut context) {
+            return answer.ok();
+        }
+        let left = deadline.checked_duration_since(Instant::now())?;
+        std::thread::park_timeout(left);
+    }
 }
 
 fn enqueue(job: Job) -> Option<()> {
@@ -193,7 +255,7 @@ fn start_threads() -> Option<SyncSender<Job>> {
                 let class = parse(&job.text, &job.key, &job.facts);
                 job.cache.keep(&job.key, &class, job.generation);
                 // Nobody listens any more when it took too long.
-                let _ = job.answer.try_send(class);
+                let _ = job.answer.send(class);
             }
         };
         std::thread::Builder::new().name(format!("sql-parser-{number}")).stack_size(PARSER_STACK_BYTES).spawn(run).ok()?;

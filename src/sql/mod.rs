@@ -26,7 +26,7 @@ mod tree;
 #[cfg(test)]
 mod tests;
 
-pub use classifier::Classifier;
+pub use classifier::{Classifier, Later, LookUp};
 pub use facts::CatalogFacts;
 
 use std::sync::Arc;

@@ -18,9 +18,9 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
+    task::{Context, Waker},
     time::Instant,
 };
-use tokio::sync::watch;
 
 /// Shared by all sessions of a database and by the control plane.
 pub struct Database {
@@ -45,7 +45,7 @@ pub struct Database {
     /// Of the owner's answers.
     pub latency: LatencyHistogram,
     users: Mutex<Vec<UserConfig>>,
-    changed: watch::Sender<u64>,
+    epoch: AtomicI64,
     /// Schema changes seen, and up to which of them the classifier's facts have been refreshed.
     schema_changes: AtomicU64,
     facts_include: AtomicU64,
@@ -76,8 +76,54 @@ pub struct SessionInfo {
     pub attach_error: Mutex<Option<String>>,
     /// Request cycles that ended.
     pub requests: AtomicU64,
-    /// Asked to end.
-    pub terminate: tokio::sync::Notify,
+    /// What the session is told while it waits for its sockets.
+    pub mailbox: Mailbox,
+}
+
+/// News for one session. A session waits for its sockets most of its life, and registering for a handful of notifications
+/// at each wait costs more than forwarding a query: so there is one place to look, and a waker that is set once.
+#[derive(Debug, Default)]
+pub struct Mailbox {
+    news: AtomicBool,
+    terminate: AtomicBool,
+    waker: Mutex<Option<Waker>>,
+}
+
+impl Mailbox {
+    /// The route or the state of the front door has changed: look again.
+    pub fn post(&self) {
+        self.news.store(true, Ordering::SeqCst);
+        if let Some(waker) = &*self.waker.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// The session shall end.
+    pub fn terminate(&self) {
+        self.terminate.store(true, Ordering::SeqCst);
+        self.post();
+    }
+
+    /// Has [`Mailbox::terminate`] been called?
+    pub fn is_terminated(&self) -> bool {
+        self.terminate.load(Ordering::SeqCst)
+    }
+
+    /// There is news, or `context` will be woken when there is. `registered` belongs to the session: the waker that this
+    /// mailbox has.
+    #[inline]
+    pub fn poll_news(&self, registered: &mut Option<Waker>, context: &Context<'_>) -> bool {
+        if !registered.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+            *registered = Some(context.waker().clone());
+            self.waker.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone_from(registered);
+        }
+        self.news.load(Ordering::SeqCst)
+    }
+
+    /// Takes the news.
+    pub fn take(&self) -> bool {
+        self.news.swap(false, Ordering::SeqCst)
+    }
 }
 
 impl SessionInfo {
@@ -109,6 +155,7 @@ impl Database {
     pub fn new(name: String, route: Route, classifier: Classifier, users: Vec<UserConfig>) -> Self {
         Database {
             name,
+            epoch: AtomicI64::new(route.epoch),
             route: ArcSwap::from_pointee(route),
             gate: Gate::default(),
             ticks: Ticks::default(),
@@ -119,7 +166,6 @@ impl Database {
             errors: Counter::default(),
             latency: LatencyHistogram::new(),
             users: Mutex::new(users),
-            changed: watch::Sender::new(0),
             schema_changes: AtomicU64::new(0),
             facts_include: AtomicU64::new(0),
             refresh_facts: tokio::sync::Notify::new(),
@@ -128,13 +174,23 @@ impl Database {
 
     /// Publishes a new route and wakes every session, so that idle ones follow too.
     pub fn swap_route(&self, route: Route) {
+        let epoch = route.epoch;
         self.route.store(Arc::new(route));
-        self.changed.send_modify(|version| *version += 1);
+        self.epoch.store(epoch, Ordering::SeqCst);
+        self.post_all();
     }
 
-    /// Changes whenever the route changes.
-    pub fn watch_route(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
+    /// The epoch of the route. Whoever sees a new one here finds its route in [`Database::route`].
+    #[inline]
+    pub fn epoch(&self) -> i64 {
+        self.epoch.load(Ordering::SeqCst)
+    }
+
+    /// Makes every session look at what has changed.
+    pub fn post_all(&self) {
+        for session in &self.sessions {
+            session.mailbox.post();
+        }
     }
 
     /// Replaces the known credentials after a reload.

@@ -1,0 +1,142 @@
+//! The threads that relay: each has a runtime of its own, and a session stays on its thread.
+//!
+//! Measured on two cores against one work-stealing runtime (ARCHITECTURE.md, "Session threads"): a woken session that changes
+//! threads costs a futex, an inter-processor interrupt and a cold cache, which together are half of a query. Logging in (key
+//! derivation, TLS) and everything of the control plane stays on the work-stealing runtime, where it delays nobody's query.
+
+use std::{
+    future::Future,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+use tokio::runtime::{Builder, Handle};
+
+/// Stack of a session thread: classifying parses on it.
+const STACK_BYTES: usize = 8 << 20;
+
+/// One thread.
+struct Thread {
+    runtime: Handle,
+    sessions: Arc<AtomicUsize>,
+}
+
+/// All of them. They end with the process.
+pub(super) struct Threads {
+    threads: Vec<Thread>,
+    /// The runtime of everything else.
+    background: Handle,
+}
+
+/// How many threads relay on a machine with this many cores: the kernel's side of the sockets, the log-ins and the control
+/// plane want the other half, and one thread forwards some 80,000 queries per second.
+pub(super) fn number(cores: usize) -> usize {
+    (cores / 2).max(1)
+}
+
+impl Threads {
+    /// Starts them. Must be called on the runtime that is to do everything else; where no thread can be started, that
+    /// relays, too.
+    pub fn start() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = (0..number(cores)).filter_map(|at| match start_one(at) {
+            Ok(thread) => Some(thread),
+            Err(error) => {
+                tracing::error!(%error, "cannot start a session thread");
+                None
+            }
+        });
+        Threads { threads: threads.collect(), background: Handle::current() }
+    }
+
+    /// Runs a session on the thread that has the fewest, and waits for its end.
+    pub async fn run(&self, session: impl Future<Output = ()> + Send + 'static) {
+        let task = match self.threads.iter().min_by_key(|thread| thread.sessions.load(Ordering::Relaxed)) {
+            Some(thread) => {
+                let counted = Counted::new(&thread.sessions);
+                thread.runtime.spawn(async move {
+                    session.await;
+                    drop(counted);
+                })
+            }
+            None => self.background.spawn(session),
+        };
+        let _ = task.await; // an error: the session has panicked, which ends it too
+    }
+
+    /// Where log-ins happen.
+    pub fn background(&self) -> &Handle {
+        &self.background
+    }
+}
+
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn new(of: &Arc<AtomicUsize>) -> Self {
+        of.fetch_add(1, Ordering::Relaxed);
+        Counted(of.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn start_one(at: usize) -> io::Result<Thread> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let handle = runtime.handle().clone();
+    std::thread::Builder::new().name(format!("sessions-{at}")).stack_size(STACK_BYTES).spawn(move || {
+        runtime.block_on(std::future::pending::<()>());
+    })?;
+    Ok(Thread { runtime: handle, sessions: Arc::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{collections::HashMap, sync::Mutex};
+
+    #[test]
+    fn one_core_has_a_thread_too() {
+        assert_eq!([1, 2, 3, 8, 64].map(number), [1, 1, 1, 4, 32]);
+    }
+
+    #[tokio::test]
+    async fn sessions_are_spread_and_counted_down() {
+        let threads = Threads { threads: (0..3).map(|at| start_one(at).unwrap()).collect(), background: Handle::current() };
+        let seen = Arc::new(Mutex::new(HashMap::new()));
+        let (release, _) = tokio::sync::broadcast::channel::<()>(1);
+        let run = || {
+            let (seen, mut released) = (seen.clone(), release.subscribe());
+            threads.run(async move {
+                *seen.lock().unwrap().entry(std::thread::current().name().unwrap().to_owned()).or_insert(0) += 1;
+                let _ = released.recv().await;
+            })
+        };
+        let all = futures_util::future::join_all((0..9).map(|_| run()));
+        let let_go = async {
+            while seen.lock().unwrap().values().sum::<i32>() < 9 {
+                tokio::task::yield_now().await;
+            }
+            release.send(()).unwrap();
+        };
+        futures_util::join!(all, let_go);
+        let mut counts: Vec<_> = seen.lock().unwrap().values().copied().collect();
+        counts.sort_unstable();
+        assert_eq!(counts, [3, 3, 3]);
+        assert!(threads.threads.iter().all(|thread| thread.sessions.load(Ordering::Relaxed) == 0));
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_its_session_only() {
+        let threads = Threads { threads: vec![start_one(0).unwrap()], background: Handle::current() };
+        threads.run(async { panic!("on purpose") }).await;
+        threads.run(async {}).await;
+        assert_eq!(threads.threads[0].sessions.load(Ordering::Relaxed), 0);
+    }
+}
