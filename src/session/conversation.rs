@@ -751,8 +751,10 @@ impl Cycle {
     /// What the client took for a later cycle belongs to this one.
     fn absorb(&mut self, later: Cycle) {
         self.opaque |= later.opaque || later.ran > 0;
-        self.wrote |= later.wrote;
+        self.ran += later.ran;
+        self.several |= later.several;
         self.changes_schema |= later.changes_schema;
+        self.wrote |= later.wrote;
         self.unanswered += later.unanswered;
         self.pending.extend(later.pending);
         self.effects.extend(later.effects);

@@ -25,7 +25,7 @@ use std::{
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
-/// How often a replication connection looks whether understudy is shutting down.
+/// How often a replication connection looks whether it has been told to end, or understudy is shutting down.
 const REPLICATION_LOOK: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// A client that has said who it is.

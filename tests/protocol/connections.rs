@@ -117,11 +117,13 @@ pub async fn start_up(stage: &Stage) {
 /// 6, 38: a cancel hits its own statement, is done when its connection is closed, and is never late.
 pub async fn cancels(stage: &Stage) {
     let mut raw = stage.raw().await;
+    let operator = stage.source.server.connect("shop").await.unwrap();
+    let sleeping = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
     let mut request = BytesMut::new();
     frontend::put_cancel(&mut request, raw.key.0, &raw.key.1);
-    for round in 0..25 {
+    for round in 0..15 {
         raw.send(&Request::new().query("SELECT pg_sleep(60)").0).await;
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        wait_until("it sleeps", Duration::from_secs(60), || async { crate::harness::ask(&operator, sleeping).await == "1" }).await;
         let mut other = Raw::connect(stage.proxy.listen).await;
         other.send(&request).await;
         let mut said = Vec::new();
