@@ -74,7 +74,7 @@ pub(super) struct Relay {
     route: Arc<Route>,
     /// The waker that the mailbox has.
     pub registered: Option<Waker>,
-    inside: bool,
+    entry: Entry,
     pub client_skip: usize,
     pub server_skip: usize,
     /// Nothing more comes from the client; it may still read what it has asked for.
@@ -109,6 +109,26 @@ enum Next {
     End,
 }
 
+/// A transaction's place behind the gate, given back even if the session's task panics: a cutover would wait for it for ever.
+struct Entry {
+    database: Arc<Database>,
+    inside: bool,
+}
+
+impl Entry {
+    fn leave(&mut self) {
+        if std::mem::take(&mut self.inside) {
+            self.database.gate.leave();
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
 impl Relay {
     #[allow(clippy::too_many_arguments)]
     pub fn new(
@@ -125,6 +145,7 @@ impl Relay {
             route: database.route.load_full(),
             registered: None,
             attachments: Attachments::new(door.threads.background().clone()),
+            entry: Entry { database: database.clone(), inside: false },
             door,
             database,
             info,
@@ -140,7 +161,6 @@ impl Relay {
             fallback_of: None,
             serve_next: true,
             state_version: 0,
-            inside: false,
             client_skip: 0,
             server_skip: 0,
             client_ended: false,
@@ -163,9 +183,7 @@ impl Relay {
             Err(error) => return tracing::error!(session = self.info.id, %error, "cannot move a session to its thread"),
         }
         let result = self.relay().await;
-        if self.inside {
-            self.database.gate.leave();
-        }
+        self.entry.leave();
         if let Err(error) = result {
             tracing::debug!(session = self.info.id, %error, "session ended");
         }
@@ -303,7 +321,7 @@ impl Relay {
 
     /// Takes whole messages of the client and appends what is to be forwarded.
     fn next_of_client(&mut self) -> Result<Next, io::Error> {
-        let idle = self.client_skip == 0 && !self.inside && self.conversation.at_boundary();
+        let idle = self.client_skip == 0 && !self.entry.inside && self.conversation.at_boundary();
         if idle && self.server.epoch != self.database.epoch() {
             // also with nothing to forward: the old owner may end this connection at any moment
             return Ok(if self.database.gate.is_closed() { Next::Held } else { Next::Move });
@@ -329,7 +347,7 @@ impl Relay {
                     return Err(io::Error::new(io::ErrorKind::InvalidData, error));
                 }
             };
-            if self.conversation.at_boundary() && !self.inside {
+            if self.conversation.at_boundary() && !self.entry.inside {
                 if header.tag == b'X' {
                     run += header.len.min(available);
                     self.forward_client(run);
@@ -427,21 +445,19 @@ impl Relay {
 
     /// Enters the gate for a transaction.
     pub fn enter(&mut self) -> bool {
-        if !self.inside {
-            self.inside = self.database.gate.try_enter();
+        if !self.entry.inside {
+            self.entry.inside = self.database.gate.try_enter();
             // the owner may have changed between the look at the epoch and the entry
-            if self.inside && self.server.epoch != self.database.epoch() {
+            if self.entry.inside && self.server.epoch != self.database.epoch() {
                 self.leave();
             }
         }
-        self.inside
+        self.entry.inside
     }
 
     /// Leaves the gate after a transaction.
     pub fn leave(&mut self) {
-        if std::mem::take(&mut self.inside) {
-            self.database.gate.leave();
-        }
+        self.entry.leave();
     }
 
     /// Takes messages of the server and appends what is for the client.
