@@ -117,6 +117,9 @@ pub async fn migration(authority: &Authority, source: &Server, shadow: &Server, 
     let app = source.app_url("shop");
     psql(&app, "", "CREATE TABLE item (id int PRIMARY KEY, v text); INSERT INTO item SELECT g, 'v' || g FROM generate_series(1, 1000) g")
         .is("CREATE TABLE\nINSERT 0 1000");
+    // as the copy of roles does it: the same verifier, not only the same password
+    let verifier = admin(source, "SELECT rolpassword FROM pg_authid WHERE rolname = 'app'").await.unwrap();
+    shadow.connect("shop").await.unwrap().batch_execute(&format!("ALTER ROLE app PASSWORD '{verifier}'")).await.unwrap();
     let proxy = Proxy::start("tls-servers", &more, &databases);
     let through = proxy.through(&app);
     // TLS on both sides: the proof is taken here and given to the source anew, bound on either side
