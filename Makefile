@@ -5,12 +5,12 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # Enough cases to find what a change breaks, few enough to wait for; raise it for a long run.
 export PROPTEST_CASES ?= 64
 
-.PHONY: help setup setup-demo build demo pauses bench-proxy bench-feed test format lint unit docs clean
+.PHONY: help setup setup-demo build demo pauses bench-proxy bench-micro bench-feed test test-drivers format lint unit docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: ## install what is missing for the tests (Debian packages, PostgreSQL 14 to 18)
+setup: ## install what is missing for the tests (Debian packages, PostgreSQL 13 to 18)
 	@scripts/setup
 
 setup-demo:
@@ -26,8 +26,11 @@ demo: build ## a real PostgreSQL 15 under load moves to a real PostgreSQL 18, an
 pauses: build ## five quick demos; the pauses of cutover and rollback, with medians
 	@scripts/pauses
 
-bench-proxy: build ## pgbench direct, through understudy and through PgBouncer, side by side
-	@cargo bench --locked --quiet --bench proxy -- $(BENCH_ARGS)
+bench-proxy: setup-demo ## direct, haproxy, PgBouncer and understudy side by side (BENCH_ARGS="rounds=1 seconds=2 parts=pgbench")
+	@cargo bench --locked --quiet --profile dist --bench proxy -- $(BENCH_ARGS)
+
+bench-micro: ## framing, classification, bookkeeping, comparison
+	@cargo bench --locked --quiet --profile dist --bench micro -- $(BENCH_ARGS)
 
 bench-feed: setup-demo ## copy, catch-up and live lag against pg_dump, pgcopydb and a native subscription (BENCH_ARGS="parts=catchup rounds=1")
 	@cargo bench --locked --quiet --bench feed -- $(BENCH_ARGS)
@@ -42,6 +45,10 @@ format:
 lint:
 	@echo "== lint"
 	@cargo clippy --locked --all-targets --quiet -- -D warnings
+
+test-drivers: ## real drivers (Python, Node.js, Java, Rust, psql, pgbench) direct and through the proxy
+	@scripts/setup drivers
+	@cargo test --locked --quiet --test drivers -- --include-ignored --nocapture
 
 unit:
 	@echo "== tests (PROPTEST_CASES=$(PROPTEST_CASES))"

@@ -157,18 +157,16 @@ async fn psql_sends_nothing_and_gets_nothing() {
 }
 
 #[tokio::test]
-async fn psql_logs_in_after_the_listener_has_refused_tls() {
+async fn what_the_front_door_has_read_is_not_lost() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let operator = Arc::new(TestOperator::default());
     let shared = operator.clone();
     let listener = tokio::spawn(async move {
         while let Ok((mut stream, from)) = listener.accept().await {
-            let mut request = [0; 8];
-            stream.read_exact(&mut request).await.unwrap();
-            assert_eq!(request, [0, 0, 0, 8, 4, 210, 22, 47], "SSLRequest");
-            stream.write_all(b"N").await.unwrap();
-            tokio::spawn(serve_console(stream.into(), BytesMut::new(), from, None, shared.clone(), operator_user()));
+            let mut first = BytesMut::zeroed(13);
+            stream.read_exact(&mut first).await.unwrap();
+            tokio::spawn(serve_console(stream.into(), first, from, None, shared.clone(), operator_user()));
         }
     });
     let console = Console { address, operator, listener };

@@ -17,13 +17,13 @@ use std::{fs, path::PathBuf};
 use understudy::demo::servers::{Options, Server};
 
 /// What to run.
-pub struct Plan {
-    pub rounds: usize,
-    pub seconds: u64,
-    pub clients: Vec<u32>,
-    pub modes: Vec<String>,
-    pub parts: Vec<String>,
-    pub idle: usize,
+struct Plan {
+    rounds: usize,
+    seconds: u64,
+    clients: Vec<u32>,
+    modes: Vec<String>,
+    parts: Vec<String>,
+    idle: usize,
 }
 
 impl Plan {

@@ -6,10 +6,10 @@
 
 use super::{
     CdcError, MARKER_PREFIX,
+    batch::Pending,
     error::Attempt,
     pgoutput::{Message, Relation},
     plan::Plan,
-    rows::Pending,
     session,
     shared::{Held, HeldState, Phase, Shared, TableName, lock, now_us},
     stream::{Item, Queue, caught_up},

@@ -7,7 +7,7 @@ use super::{
     copy,
     error::{Attempt, describe},
     names::{ident, qualified},
-    sequences, session,
+    poll, sequences, session,
     shared::{HeldState, Shared, TableName, lock},
 };
 use crate::{
@@ -46,6 +46,7 @@ pub(super) fn start(shared: &Arc<Shared>) -> JoinSet<Result<(), CdcError>> {
     tasks.spawn(keep_sequences_ahead(Arc::clone(shared)));
     tasks.spawn(run_deferred(Arc::clone(shared)));
     tasks.spawn(copy_again(Arc::clone(shared)));
+    tasks.spawn(poll::follow(Arc::clone(shared)));
     tasks
 }
 

@@ -10,7 +10,7 @@
 //! Functions", "Logical Replication Architecture: Initial Snapshot".
 
 use super::{
-    CdcError, copy_plan,
+    CdcError, copy_objects, copy_plan,
     copy_rows::{self, Left, LeftOut},
     copy_schema,
     dump::{self, Section},
@@ -40,6 +40,9 @@ const OPEN_WRITER: &str = "3 seconds";
 
 /// How often those who hold it up are looked at.
 const OPEN_WRITER_PERIOD: Duration = Duration::from_secs(5);
+
+/// `invalid_text_representation`: what an enum says to a label that it does not have.
+const UNKNOWN_LABEL: &str = "22P02";
 
 /// What a copy needs all the time.
 struct Ends<'a> {
@@ -72,6 +75,7 @@ pub(super) async fn run(shared: &Shared) -> Result<(), CdcError> {
             return Ok(());
         }
         Some(("loading", position)) if ends.slot_holds(session::lsn(position)?).await? => {
+            copy_rows::end_predecessors(&ends.follower).await?;
             shared.set_phase(Phase::Copying);
             shared.copy.reset();
             let consistent = session::lsn(position)?;
@@ -82,6 +86,7 @@ pub(super) async fn run(shared: &Shared) -> Result<(), CdcError> {
             shared.set_phase(Phase::Copying);
             shared.copy.reset();
             if stored.is_some() {
+                copy_rows::end_predecessors(&ends.follower).await?;
                 clean(shared, &ends.follower).await?;
             }
             ends.begin().await?
@@ -144,11 +149,12 @@ impl Ends<'_> {
             dump::run(&pg_dump, &spec.from, Section::PostData, &snapshot),
         )
         .await?;
+        copy_objects::copy(shared, &keeper, follower).await?;
         shared.adapter.baseline(&keeper).await?;
         copy_schema::restore(shared, &dump::fit(&first, versions.1), &dump::fit(&second, versions.1), consistent).await?;
         let plan = copy_plan::make(&keeper, feed, *versions, spec.copy_workers, &BTreeSet::new()).await?;
         let left = self.copy_rows(&plan, &snapshot, 0).await?;
-        self.set_aside(left, consistent).await?;
+        self.set_aside(left, consistent, false).await?;
         drop(exporter);
         Ok(consistent)
     }
@@ -196,7 +202,7 @@ impl Ends<'_> {
             }
         }
         here.extend(self.copy_rows(&plan, &snapshot, settled.len() as u64).await?);
-        self.set_aside(here, again).await?;
+        self.set_aside(here, again, true).await?;
         drop(exporter);
         Ok(())
     }
@@ -219,13 +225,17 @@ impl Ends<'_> {
 
     /// Tables that the copy had to leave out. Those that the owner changed meanwhile are copied again when the stream has brought
     /// the change; those that the follower refuses wait for a person. The others go on without them.
-    async fn set_aside(&self, left: LeftOut, since: Lsn) -> Result<(), CdcError> {
+    async fn set_aside(&self, left: LeftOut, since: Lsn, resumed: bool) -> Result<(), CdcError> {
         for (table, why) in left {
             match why {
                 Left::Changed(reason) => {
                     self.hold(&table, HeldState::Recopy, 0, &reason, since, true).await?;
                     let data = serde_json::json!({"table": format!("{}.{}", table.0, table.1), "reason": reason});
                     self.shared.event(Severity::Warning, "a table is copied again once the stream has brought its change", data);
+                }
+                // The stream has still to bring a label that the rows at the later snapshot use already.
+                Left::Refused { reason, code } if resumed && code == UNKNOWN_LABEL => {
+                    self.hold(&table, HeldState::Recopy, 0, &reason, since, true).await?;
                 }
                 Left::Refused { reason, code } => {
                     let proposal = self.propose(&table, &reason)?;
@@ -452,19 +462,13 @@ pub(super) async fn import(shared: &Shared, snapshot: &str, role: &str) -> Resul
 async fn warn_of_what_stays_behind(shared: &Shared, keeper: &Client) -> Result<(), CdcError> {
     let row = keeper
         .query_one(
-            "SELECT (SELECT count(*) FROM pg_largeobject_metadata),
-                    (SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-                     WHERE c.relkind = 'r' AND c.relpersistence = 'u' AND n.nspname !~ '^pg_')",
+            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE c.relkind = 'r' AND c.relpersistence = 'u' AND n.nspname !~ '^pg_'",
             &[],
         )
         .await
         .attempt("look for what is not replicated")?;
-    let (objects, unlogged): (i64, i64) = (row.get(0), row.get(1));
-    if objects > 0 {
-        let message = "large objects are not carried by logical replication and were not copied: move them to bytea columns, or copy \
-                       them by hand at the cutover";
-        shared.event(Severity::Warning, message, serde_json::json!({"large_objects": objects}));
-    }
+    let unlogged: i64 = row.get(0);
     if unlogged > 0 {
         let message = "rows of unlogged tables are not in the change stream and were not copied: the tables exist on the follower, empty";
         shared.event(Severity::Warning, message, serde_json::json!({"tables": unlogged}));

@@ -197,6 +197,32 @@ async fn watch_health(work: &Work<'_>, owner: &Client) -> Result<(), CdcError> {
     }
 }
 
+/// How long sessions of a copy that was killed may take to end.
+const PREDECESSORS_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Ends the sessions that a killed copy has left on the follower. One of them may still have a COMMIT to carry out: only when they
+/// are gone it is certain which tables are whole.
+pub(super) async fn end_predecessors(follower: &Client) -> Result<(), CdcError> {
+    let deadline = tokio::time::Instant::now() + PREDECESSORS_TIMEOUT;
+    loop {
+        let rows = follower
+            .query(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+                 AND application_name IN ('understudy copy writer', 'understudy copy schema')",
+                &[],
+            )
+            .await
+            .attempt("end the sessions of an earlier copy")?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        if tokio::time::Instant::now() > deadline {
+            return Err(CdcError::Protocol("sessions of an earlier copy on the follower do not end".into()));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// Empties what an interrupted copy has of tables that are not whole, and forgets its parts. Returns the tables that are whole.
 pub(super) async fn whole(shared: &Shared, follower: &Client) -> Result<std::collections::BTreeSet<TableName>, CdcError> {
     let rows = follower

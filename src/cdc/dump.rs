@@ -96,6 +96,14 @@ pub(super) fn fit(text: &str, target_version: u32) -> String {
             if line.starts_with("\\restrict ") || line.starts_with("\\unrestrict ") || unknown_setting {
                 continue;
             }
+            // Their contents were copied before.
+            if let (true, Some(oid)) = (kind.starts_with("BLOB"), line.trim_end().strip_prefix("SELECT pg_catalog.lo_create('")) {
+                let oid: String = oid.chars().take_while(char::is_ascii_digit).collect();
+                out.push_str(&format!(
+                    "SELECT pg_catalog.lo_create({oid}) WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata WHERE oid = {oid});\n"
+                ));
+                continue;
+            }
             match line.strip_prefix("CREATE SCHEMA ") {
                 Some(rest) if kind == "SCHEMA" => {
                     out.push_str("CREATE SCHEMA IF NOT EXISTS ");

@@ -5,7 +5,7 @@ use super::{
     applier::{Applier, Command, StartPoint},
     chores, copy,
     error::Attempt,
-    install, session,
+    guard, install, owner as identity, session,
     shared::{Phase, Shared, lock},
     stream,
 };
@@ -60,6 +60,8 @@ pub enum Start {
 pub struct Fault {
     /// The applier silently drops one insert or update of a keyed table, and clears the flag.
     pub lose_change: Arc<AtomicBool>,
+    /// The spool for unfinished transactions counts as full once, and clears the flag.
+    pub spool_full: Arc<AtomicBool>,
 }
 
 /// One direction of one shadow. Clones share it; when the last is dropped, the task ends.
@@ -326,6 +328,7 @@ async fn supervise(shared: Arc<Shared>, start: Start, mut commands: mpsc::Receiv
     };
     tokio::select! {
         () = work => {}
+        () = guard::watch(&shared) => {}
         // A sender that is gone means that the feed was dropped.
         _ = stopped.wait_for(|stop| *stop) => {}
     }
@@ -436,7 +439,13 @@ async fn stream_once(
         }
         _ => None,
     };
-    check_slot(shared, &owner, progress.as_ref()).await?;
+    let end = progress.as_ref().map_or(Lsn::ZERO, |progress| progress.end);
+    let moved = identity::check(&spec.from, &follower, &shared.feed, end).await?;
+    check_slot(shared, &owner, progress.as_ref(), moved).await?;
+    if moved {
+        let data = serde_json::json!({"feed": shared.feed, "lsn": end.to_string()});
+        shared.event(Severity::Warning, "the owner failed over; it has everything that the follower has, and the feed goes on", data);
+    }
     // The engine remembers where it stood across restarts of ours; a feed that begins here has nothing to remember.
     if *baseline && (progress.is_none() || !remembered(shared)?) {
         shared.adapter.baseline(&owner).await?;
@@ -479,7 +488,7 @@ fn remembered(shared: &Shared) -> Result<bool, CdcError> {
 }
 
 /// The slot must be there, usable, and not ahead of what the follower has.
-async fn check_slot(shared: &Shared, owner: &tokio_postgres::Client, progress: Option<&Progress>) -> Result<(), CdcError> {
+async fn check_slot(shared: &Shared, owner: &tokio_postgres::Client, progress: Option<&Progress>, moved: bool) -> Result<(), CdcError> {
     let feed = &shared.feed;
     let again = "changes are lost, so the shadow must be copied again: give it an empty database and start the feed with a copy";
     let row = owner
@@ -491,7 +500,8 @@ async fn check_slot(shared: &Shared, owner: &tokio_postgres::Client, progress: O
         .await
         .attempt("look for the replication slot")?;
     let Some(row) = row else {
-        return Err(CdcError::Setup(format!("the replication slot {feed} is not on {}: {again}", shared.spec.from)));
+        let why = if moved { " (it failed over, and slots stay behind unless they are made for failover)" } else { "" };
+        return Err(CdcError::Setup(format!("the replication slot {feed} is not on {}{why}: {again}", shared.spec.from)));
     };
     if row.get::<_, &str>(1) == "lost" {
         return Err(CdcError::Setup(format!(

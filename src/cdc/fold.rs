@@ -7,9 +7,9 @@
 //! that number, and the caller does the batch again one by one, which names the row.
 
 use super::{
+    batch::Pending,
     pgoutput::{Message, Tuple, Value},
     plan::{Folding, Plan},
-    rows::Pending,
 };
 use std::{
     collections::{HashMap, hash_map::Entry},

@@ -4,11 +4,12 @@
 use super::{
     CdcError,
     applier::{Applier, BEGIN, Command, Group},
+    batch::Pending,
     error::{Attempt, Blame, blame, describe},
     names::qualified,
     pgoutput::{Message, encode_truncate},
     plan::Plan,
-    rows::{Outcome, Pending},
+    rows::Outcome,
     session,
     shared::{Held, HeldState, TableName, lock},
 };
@@ -145,7 +146,7 @@ impl Applier {
         reason: &str,
     ) -> Result<(), CdcError> {
         self.begin(group).await?;
-        let proposal = if proposal == 0 && state == HeldState::Waiting { self.propose(table, reason)? } else { proposal };
+        let proposal = if proposal == 0 && state == HeldState::Waiting { self.propose(group, table, reason)? } else { proposal };
         let recopy = state == HeldState::Recopy;
         // A rejected table stays rejected; a table that waits for a person also waits when it must be copied again.
         self.client
@@ -189,12 +190,14 @@ impl Applier {
     }
 
     /// A proposal for a table that cannot take its rows, so that a person can let go of it with APPROVE … AS.
-    fn propose(&self, table: &TableName, reason: &str) -> Result<i64, CdcError> {
+    fn propose(&self, group: &Group, table: &TableName, reason: &str) -> Result<i64, CdcError> {
         let object = format!("{}.{}", table.0, table.1);
         let waiting = self.shared.repository.proposals(Some(&self.shared.spec.database))?.into_iter().find(|proposal| {
             proposal.state == ProposalState::Pending
                 && proposal.shadow == self.shared.spec.shadow
                 && proposal.draft.object == object
+                // Run in this very transaction and only not recorded yet: nobody will be asked about it.
+                && !group.decided.iter().any(|(id, _)| *id == proposal.id)
                 && (proposal.draft.kind == HELD_KIND || proposal.draft.holds_table)
         });
         if let Some(proposal) = waiting {

@@ -48,17 +48,18 @@ CREATE TABLE IF NOT EXISTS understudy.copy_part (
     PRIMARY KEY (feed, schema_name, table_name, part));
 CREATE TABLE IF NOT EXISTS understudy.copy_schema (feed text PRIMARY KEY, post_data text NOT NULL);
 CREATE TABLE IF NOT EXISTS understudy.copy_step (feed text NOT NULL, entry integer NOT NULL, PRIMARY KEY (feed, entry));
+CREATE TABLE IF NOT EXISTS understudy.owner (feed text PRIMARY KEY, system text NOT NULL, timeline integer NOT NULL);
 ";
 
 /// The tables that hold something per feed.
-const PER_FEED: &[&str] =
-    &["progress", "confirmed", "spool", "held_table", "deferred", "copied_table", "copy_part", "copy_schema", "copy_step"];
+pub(super) const PER_FEED: &[&str] =
+    &["progress", "confirmed", "spool", "held_table", "deferred", "copied_table", "copy_part", "copy_schema", "copy_step", "owner"];
 
 /// Makes the schema `understudy` on the follower; safe to repeat.
 pub(super) async fn target_tables(client: &Client) -> Result<(), CdcError> {
     let there = client
         // The newest of them: an earlier version of ours may have made only some.
-        .query_one("SELECT to_regclass('understudy.copy_step') IS NOT NULL", &[])
+        .query_one("SELECT to_regclass('understudy.owner') IS NOT NULL", &[])
         .await
         .attempt("look for the schema understudy")?;
     if there.get(0) {
@@ -113,7 +114,7 @@ pub(super) async fn check_owner(client: &Client, url: &ServerUrl) -> Result<u32,
 }
 
 /// Runs a statement that needs a strong lock, in short attempts.
-async fn with_lock(client: &Client, sql: &str, what: &str) -> Result<(), CdcError> {
+pub(super) async fn with_lock(client: &Client, sql: &str, what: &str) -> Result<(), CdcError> {
     for attempt in 1.. {
         let result = client.batch_execute(&format!("BEGIN; SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; {sql}; COMMIT")).await;
         match result {
@@ -202,8 +203,8 @@ pub(super) async fn prepare_owner(client: &Client, feed: &str) -> Result<Vec<Str
         with_lock(client, &capture::install_sql(feed), "install the capture of schema changes").await?;
     } else {
         warnings.push(
-            "the owner's role is not a superuser, so no event triggers were installed: a schema change there is noticed only when \
-             the next row of the changed table arrives (its table is then held), and new tables are not followed"
+            "the owner's role is not a superuser, so no event triggers were installed: schema changes are found by looking at the \
+             catalog every other second; tables whose rows no longer fit wait that long"
                 .to_owned(),
         );
     }
@@ -316,10 +317,8 @@ pub async fn disarm(spec: &FeedSpec) -> Result<(), CdcError> {
     drop_schema_if_unused(&owner).await?;
     let follower = session::connect(&spec.to, "feed removal").await?;
     follower.batch_execute("SET default_transaction_read_only = off").await.attempt("set up a session")?;
-    let there = follower
-        .query_one("SELECT to_regclass('understudy.copied_table') IS NOT NULL", &[])
-        .await
-        .attempt("look for the schema understudy")?;
+    let there =
+        follower.query_one("SELECT to_regclass('understudy.progress') IS NOT NULL", &[]).await.attempt("look for the schema understudy")?;
     if there.get(0) {
         target_tables(&follower).await?;
         forget(&follower, &feed).await?;
@@ -328,9 +327,9 @@ pub async fn disarm(spec: &FeedSpec) -> Result<(), CdcError> {
 }
 
 /// Drops our tables when no feed has anything in them, and the schema when nothing is left in it.
-async fn drop_schema_if_unused(client: &Client) -> Result<(), CdcError> {
+pub(super) async fn drop_schema_if_unused(client: &Client) -> Result<(), CdcError> {
     let tables = client
-        .query_one("SELECT to_regclass('understudy.copied_table') IS NOT NULL", &[])
+        .query_one("SELECT to_regclass('understudy.owner') IS NOT NULL", &[])
         .await
         .attempt("look for the schema understudy")?
         .get::<_, bool>(0);
@@ -363,22 +362,10 @@ pub async fn emit_marker(client: &Client, id: &str) -> Result<Lsn, CdcError> {
     session::lsn(row.get(0))
 }
 
-/// What feeds of ours have left on a server: slots, publications, event triggers.
+/// What feeds of ours have left on a server, for people.
 ///
 /// # Errors
 /// [`CdcError`]
 pub async fn leftovers(url: &ServerUrl) -> Result<Vec<String>, CdcError> {
-    let client = session::connect(url, "check").await?;
-    let rows = client
-        .query(
-            "SELECT 'replication slot ' || slot_name || CASE WHEN active THEN ' (active)' ELSE '' END
-             FROM pg_replication_slots WHERE slot_name LIKE 'understudy\\_%' AND database = current_database()
-             UNION ALL SELECT 'publication ' || pubname FROM pg_publication WHERE pubname LIKE 'understudy\\_%'
-             UNION ALL SELECT 'event trigger ' || evtname FROM pg_event_trigger WHERE evtname LIKE 'understudy\\_%'
-             ORDER BY 1",
-            &[],
-        )
-        .await
-        .attempt("look for leftovers")?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+    Ok(super::leftovers::list(url).await?.iter().map(ToString::to_string).collect())
 }

@@ -9,6 +9,8 @@
 //!   position in memory, and only when it is taken from the queue outside a transaction.
 //! - The owner may forget a position only after the follower holds it durably ([`chores`]).
 //! - A slot that has forgotten more than the follower has is an error, never a start.
+//! - A table is copied at one snapshot, whole or not at all; a part of a copy and the note that it is there are one transaction.
+//! - A table that changed behind the copy's snapshot is copied again, never taken for empty.
 //! - A row that is missing or already there is a finding, never a silent skip. A table that does not fit is set aside with its
 //!   changes spooled on the follower; the others go on.
 //! - No table is published without a replica identity; no lock of ours waits long on the owner.
@@ -19,8 +21,10 @@
 //! "Logical Replication Message Formats"; `src/backend/replication/{walsender,pgoutput,logical}`.
 
 mod applier;
+mod batch;
 mod chores;
 mod copy;
+mod copy_objects;
 mod copy_plan;
 mod copy_rows;
 mod copy_schema;
@@ -28,12 +32,16 @@ mod dump;
 mod error;
 mod feed;
 mod fold;
+mod guard;
 mod held;
 mod install;
+pub mod leftovers;
 mod names;
+mod owner;
 pub mod pg_dump;
 pub mod pgoutput;
 mod plan;
+mod poll;
 mod pump;
 mod roles;
 mod rows;
@@ -41,6 +49,7 @@ mod sequences;
 mod session;
 mod sets;
 mod shared;
+mod spool;
 mod stream;
 
 pub use error::{CdcError, describe};

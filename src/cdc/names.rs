@@ -31,6 +31,14 @@ pub fn feed_name(spec: &FeedSpec) -> String {
     format!("{head}{tail}")
 }
 
+/// What the names of all feeds of a database (its name in proxy.toml) begin with.
+pub fn database_prefix(database: &str) -> String {
+    let plain = database.chars().map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '_' });
+    // A name that had to be cut keeps its beginning.
+    let longest = NAME_BYTES_MAX - "_00000000_fwd".len();
+    format!("{PREFIX}{}_", plain.collect::<String>()).chars().take(longest).collect()
+}
+
 /// FNV-1a, 64 bits: stable over versions of the program (the standard library's hasher promises nothing).
 fn fnv(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
@@ -75,6 +83,10 @@ mod tests {
             assert!(name.len() <= NAME_BYTES_MAX && name.starts_with(PREFIX), "{name}");
             assert!(name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'), "{name}");
         }
+        for name in ["shop", "größe", &long] {
+            assert!(feed_name(&spec(name, "pg18", Direction::Forward)).starts_with(&database_prefix(name)), "{name}");
+        }
+        assert!(!feed_name(&spec("shopping", "x", Direction::Forward)).starts_with(&database_prefix("shop")));
         let distinct: std::collections::BTreeSet<_> = names.iter().collect();
         assert_eq!(distinct.len(), names.len());
     }

@@ -1,4 +1,6 @@
-//! Decoder of pgoutput, protocol version 1 with logical messages. Pure: bytes in, values out; column data are shared slices.
+//! Decoder of pgoutput with logical messages: protocol version 1, and what versions 2 to 4 add for transactions that are sent before
+//! they have ended (not their parallel form, not two-phase: neither is asked for). Pure: bytes in, values out; column data are
+//! shared slices.
 //! Source: PostgreSQL documentation, "Logical Replication Message Formats", "Streaming Replication Protocol";
 //! `src/backend/replication/logical/proto.c`.
 
@@ -27,7 +29,7 @@ pub enum DecodeError {
     #[error("message {0:?} has an impossible {1}")]
     Field(char, &'static str),
     /// A message type of another protocol version.
-    #[error("message type {0:?} is not part of protocol version 1: another server version than expected?")]
+    #[error("message type {0:?} is not part of what was asked for: another server version than expected?")]
     Unknown(char),
 }
 
@@ -185,6 +187,73 @@ impl Envelope {
             }
             _ => Err(DecodeError::Unknown(tag)),
         }
+    }
+}
+
+/// What surrounds the changes of a transaction that is sent before it has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// What follows, up to the stop, belongs to this transaction.
+    Start {
+        /// Its id.
+        xid: u32,
+    },
+    /// The end of a part.
+    Stop,
+    /// It has committed.
+    Commit {
+        /// Its id.
+        xid: u32,
+        /// Position of its commit record.
+        commit_lsn: Lsn,
+        /// Position after it: the resume point.
+        end_lsn: Lsn,
+        /// Microseconds since 1970.
+        commit_us: i64,
+    },
+    /// It, or a transaction inside it, was rolled back.
+    Abort {
+        /// Its id.
+        xid: u32,
+        /// What was rolled back: equal to `xid` for the whole.
+        subxid: u32,
+    },
+}
+
+impl Control {
+    /// Decodes one message; `None`: it is something else.
+    ///
+    /// # Errors
+    /// [`DecodeError`]
+    pub fn decode(body: &[u8]) -> Result<Option<Self>, DecodeError> {
+        let (&kind, mut rest) = body.split_first().ok_or(DecodeError::Length('w'))?;
+        let (tag, rest) = (kind as char, &mut rest);
+        let control = match kind {
+            b'S' => {
+                let xid = int(rest, tag)? as u32;
+                byte(rest, tag)?;
+                Control::Start { xid }
+            }
+            b'E' => Control::Stop,
+            b'c' => {
+                let xid = int(rest, tag)? as u32;
+                byte(rest, tag)?;
+                Control::Commit { xid, commit_lsn: lsn(rest, tag)?, end_lsn: lsn(rest, tag)?, commit_us: time(rest, tag)? }
+            }
+            b'A' => Control::Abort { xid: int(rest, tag)? as u32, subxid: int(rest, tag)? as u32 },
+            _ => return Ok(None),
+        };
+        if rest.is_empty() { Ok(Some(control)) } else { Err(DecodeError::Length(tag)) }
+    }
+
+    /// Takes a change between start and stop apart: the transaction (perhaps one inside) that it belongs to, its kind, and the rest.
+    ///
+    /// # Errors
+    /// [`DecodeError`]
+    pub fn split(body: &[u8]) -> Result<(u32, u8, &[u8]), DecodeError> {
+        let (&kind, mut rest) = body.split_first().ok_or(DecodeError::Length('w'))?;
+        let xid = int(&mut rest, kind as char)? as u32;
+        Ok((xid, kind, rest))
     }
 }
 
@@ -415,6 +484,28 @@ mod tests {
     }
 
     #[test]
+    fn decodes_what_surrounds_unfinished_transactions() {
+        type Case = (&'static [u8], Result<Option<Control>, DecodeError>);
+        let cases: &[Case] = &[
+            (b"S\0\0\x02\0\x01", Ok(Some(Control::Start { xid: 512 }))),
+            (b"E", Ok(Some(Control::Stop))),
+            (
+                b"c\0\0\x02\0\0\0\0\0\0\0\0\0\x10\0\0\0\0\0\0\0\x20\0\0\0\0\0\0\0\0",
+                Ok(Some(Control::Commit { xid: 512, commit_lsn: Lsn(16), end_lsn: Lsn(32), commit_us: POSTGRES_EPOCH_US })),
+            ),
+            (b"A\0\0\x02\0\0\0\x02\x01", Ok(Some(Control::Abort { xid: 512, subxid: 513 }))),
+            (b"A\0\0\x02\0\0\0\x02\x01x", Err(DecodeError::Length('A'))),
+            (b"S\0\0", Err(DecodeError::Length('S'))),
+            (INSERT, Ok(None)),
+        ];
+        for (bytes, expected) in cases {
+            assert_eq!(Control::decode(bytes), *expected, "{bytes:?}");
+        }
+        assert_eq!(Control::split(b"I\0\0\x02\0\0\0\x40\x01"), Ok((512, b'I', &b"\0\0\x40\x01"[..])));
+        assert_eq!(Control::split(b"I\0"), Err(DecodeError::Length('I')));
+    }
+
+    #[test]
     fn refuses_what_is_impossible() {
         let cases: &[(&[u8], DecodeError)] = &[
             (b"", DecodeError::Length('w')),
@@ -441,6 +532,7 @@ mod tests {
         #[test]
         fn any_bytes_are_a_message_or_an_error(bytes: Vec<u8>, tag in proptest::sample::select(&b"BCORYIUDTMwk"[..])) {
             let _ = decode(&bytes);
+            let _ = (Control::decode(&bytes), Control::split(&bytes));
             let tagged = Bytes::from([&[tag][..], &bytes].concat());
             let _ = Message::decode(&tagged);
             let _ = Envelope::decode(&tagged);

@@ -71,17 +71,21 @@ pub(super) async fn run(
         drain(source).await?;
         return Err(Broken::server("write", name, &fields));
     }
-    let (mut refused, mut left, mut frames) = (None, 0, 0);
+    // Of the frame that is under way: bytes to come from the source, and bytes that the target has not got yet.
+    let (mut left, mut owed) = (0, 0);
+    let (mut refused, mut frames) = (None, 0);
     let failed = loop {
         let (run, rows) =
             whole_frames(&source.buffer, &mut left).map_err(|error| Broken::connection("read from the owner", error.into()))?;
         frames += rows;
         if run > 0 {
-            // A target that has refused a row reads on to the end of the copy: it need not be sent.
-            if refused.is_none() {
-                let bytes = source.buffer.get(..run).unwrap_or_default();
+            // Once the target has refused a row the rest need not be sent, except the rest of a frame that has begun.
+            let needed = if refused.is_none() { run } else { run.min(owed) };
+            if needed > 0 {
+                let bytes = source.buffer.get(..needed).unwrap_or_default();
                 target.stream.write_all(bytes).await.map_err(|error| Broken::connection("write to the follower", error.into()))?;
-                refused = refusal(target).await?;
+                owed = if refused.is_none() { left } else { owed - needed };
+                refused = refused.or(refusal(target).await?);
             }
             source.buffer.advance(run);
             meter.moved(rows, run as u64).await;

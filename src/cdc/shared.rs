@@ -159,6 +159,8 @@ pub(super) struct Shared {
     /// Commit time of the oldest change not yet applied, in microseconds since 1970; 0: none.
     pub oldest_us: AtomicI64,
     pub caught_up: Mutex<Instant>,
+    /// Unfinished transactions did not fit into the spool: the owner keeps them until they end.
+    pub whole_only: AtomicBool,
     /// Connected to both sides and following.
     pub connected: AtomicBool,
     /// Tasks that wait for a position: while there are any, the owner is asked for its position every few milliseconds.
@@ -231,6 +233,7 @@ impl Shared {
             lag: Mutex::new(lag),
             oldest_us: AtomicI64::new(0),
             caught_up: Mutex::new(Instant::now()),
+            whole_only: AtomicBool::new(false),
             connected: AtomicBool::new(false),
             waiters: AtomicUsize::new(0),
             wake: Notify::new(),

@@ -26,6 +26,8 @@ pub enum Command {
     },
     /// `RELOAD`
     Reload,
+    /// `REMOVE LEFTOVERS <db>`
+    RemoveLeftovers(String),
     /// `PAUSE [db]`
     Pause(Option<String>),
     /// `RESUME [db]`
@@ -107,6 +109,7 @@ pub enum Topic {
     Events,
     Alerts,
     Cutover,
+    Leftovers,
     Help,
 }
 
@@ -117,6 +120,7 @@ impl fmt::Display for Command {
             Command::Show(topic) => write!(f, "SHOW {topic}"),
             Command::Set { shadow, knob, value } => write!(f, "SET {} {} = {}", Name(shadow), Name(knob), Literal(value)),
             Command::Reload => f.write_str("RELOAD"),
+            Command::RemoveLeftovers(name) => write!(f, "REMOVE LEFTOVERS {}", Name(name)),
             Command::Pause(None) => f.write_str("PAUSE"),
             Command::Pause(Some(database)) => write!(f, "PAUSE {}", Name(database)),
             Command::Resume(None) => f.write_str("RESUME"),

@@ -39,6 +39,7 @@ pub const FORMS: &[Form] = &[
     form("SHOW EVENTS", "SHOW EVENTS", "what happened, newest first"),
     form("SHOW ALERTS", "SHOW ALERTS", "events that want a person"),
     form("SHOW CUTOVER", "SHOW CUTOVER", "the newest cutover or rollback, step by step"),
+    form("SHOW LEFTOVERS", "SHOW LEFTOVERS", "slots, publications, triggers and schemas of ours on the servers, and which are in use"),
     form("SHOW HELP", "SHOW HELP", "this list"),
     form("SET", "SET <shadow> <knob> = <value>", "change a setting until the next RELOAD, such as sample_reads or shift.hold"),
     form("RELOAD", "RELOAD", "read proxy.toml again; a wrong file is refused whole"),
@@ -60,6 +61,7 @@ pub const FORMS: &[Form] = &[
     form("VERIFY", "VERIFY <shadow> [TABLE <table>] [REPAIR]", "compare the rows of both sides, live; REPAIR writes the owner's rows"),
     form("SHADOW START", "SHADOW START <shadow>", "copy schema and rows to the shadow and keep it in step"),
     form("SHADOW STOP", "SHADOW STOP <shadow>", "stop the feed and remove slot, publication and triggers"),
+    form("REMOVE LEFTOVERS", "REMOVE LEFTOVERS <database>", "take away what feeds that are not started left on its servers"),
     form("SHUTDOWN", "SHUTDOWN", "end the process in good order"),
 ];
 
@@ -84,6 +86,7 @@ pub(super) const TOPICS: &[(&str, Topic)] = &[
     ("EVENTS", Topic::Events),
     ("ALERTS", Topic::Alerts),
     ("CUTOVER", Topic::Cutover),
+    ("LEFTOVERS", Topic::Leftovers),
     ("HELP", Topic::Help),
 ];
 

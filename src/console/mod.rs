@@ -20,6 +20,8 @@ mod parser;
 pub mod server;
 pub mod state;
 
+pub use parser::{Statement, parse};
+
 use crate::config::ConsoleUser;
 use async_trait::async_trait;
 use command::Command;

@@ -97,6 +97,7 @@ impl Parser<'_> {
             "HELP" => Command::Show(Topic::Help),
             "SET" => self.set()?,
             "RELOAD" => Command::Reload,
+            "REMOVE" if self.take("LEFTOVERS") => Command::RemoveLeftovers(self.name("REMOVE LEFTOVERS")?),
             "PAUSE" => Command::Pause(self.optional_name()),
             "RECONNECT" => Command::Reconnect(self.optional_name()),
             "RESUME" => Command::Resume(self.optional_name()),

@@ -50,6 +50,7 @@ impl Controller {
             Command::Show(topic) => self.show(topic).await,
             Command::Set { shadow, knob, value } => self.set(&shadow, &knob, &value, who),
             Command::Reload => self.reload(),
+            Command::RemoveLeftovers(name) => self.remove_leftovers(&name, who).await,
             Command::Pause(name) => self.pause(name.as_deref()).await,
             Command::Resume(name) => self.resume(name.as_deref()),
             Command::Reconnect(name) => self.reconnect(name.as_deref(), who),
@@ -212,6 +213,33 @@ impl Controller {
             json!({}),
         );
         Ok(tagged("SHADOW STOP", format!("shadow {name} is stopped; slot, publication and triggers are removed, its data stays")))
+    }
+
+    async fn remove_leftovers(&self, name: &str, who: &str) -> Result<Answer, CommandError> {
+        let managed = self.database(name)?;
+        let _turn = managed.switching.try_lock().map_err(|_| CommandError::Refused("a cutover is running: wait for its end".into()))?;
+        let mut keep = Vec::new();
+        for shadow in &managed.shadows {
+            // A started shadow needs the feed that runs, and after a cutover the one that is ready to.
+            if self.repository.is_started(name, &shadow.name()).map_err(failed)?
+                || managed.database.route.load().owner == shadow.route.target
+            {
+                keep.extend(
+                    [Direction::Forward, Direction::Reverse].map(|direction| cdc::feed_name(&managed.feed_spec(shadow, direction))),
+                );
+            }
+        }
+        let mut removed = Vec::new();
+        for (server, url) in managed.servers() {
+            let gone = cdc::leftovers::remove(&url, name, &keep).await.map_err(|error| failed(format!("{server}: {error}")))?;
+            removed.extend(gone.iter().map(|leftover| format!("{server}: {leftover}")));
+        }
+        if !removed.is_empty() {
+            let message = format!("leftovers of {name} were removed: {}", removed.join(", "));
+            self.repository.record(Severity::Info, "cdc", name, "", &message, json!({"by": who}));
+        }
+        let notices = if removed.is_empty() { vec!["there was nothing to remove".to_owned()] } else { removed };
+        Ok(Answer { tag: "REMOVE LEFTOVERS".into(), notices, ..Answer::default() })
     }
 
     fn lose_change(&self, name: &str) -> Result<Answer, CommandError> {

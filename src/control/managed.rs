@@ -153,6 +153,12 @@ impl Managed {
         self.database.swap_route(Route { epoch, owner, standby, shadows });
     }
 
+    /// The source and the shadows, by name.
+    pub fn servers(&self) -> Vec<(String, crate::config::ServerUrl)> {
+        let shadows = self.shadows.iter().map(|shadow| (shadow.name(), shadow.config.load().url.clone()));
+        std::iter::once(("source".to_owned(), self.config.load().source.clone())).chain(shadows).collect()
+    }
+
     /// The feed between source and this shadow in one direction.
     pub fn feed_spec(&self, shadow: &ManagedShadow, direction: Direction) -> FeedSpec {
         let config = shadow.config.load();

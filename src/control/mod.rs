@@ -50,8 +50,8 @@ pub struct Controller {
     pub faults_allowed: bool,
     /// Another process has taken over: this one only serves the sessions it has.
     pub handed_over: AtomicBool,
-    /// The sockets that this process listens on.
-    listeners: takeover::Listeners,
+    /// The sockets that this process listens on; `None` once it shuts down.
+    listeners: Mutex<Option<takeover::Listeners>>,
     /// The tasks that accept on them.
     accepting: Mutex<Option<start::Accepting>>,
     /// The process that this one has taken over from.

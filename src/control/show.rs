@@ -6,6 +6,7 @@ use super::{
     state::{database_state, feed_state},
 };
 use crate::{
+    cdc::{self, Direction},
     console::{Answer, CommandError, command::Topic},
     monitor::LatencySummary,
 };
@@ -49,8 +50,37 @@ impl Controller {
             Topic::Events => self.show_events(false)?,
             Topic::Alerts => self.show_events(true)?,
             Topic::Cutover => self.show_cutover(),
+            Topic::Leftovers => self.show_leftovers().await,
             Topic::Help => crate::console::command::help(),
         })
+    }
+
+    /// What is there on each server, and whether a started shadow uses it.
+    async fn show_leftovers(&self) -> Answer {
+        let mut rows = Vec::new();
+        for managed in &self.databases {
+            let name = &managed.database.name;
+            let started: Vec<String> = managed
+                .shadows
+                .iter()
+                .filter(|shadow| self.repository.is_started(name, &shadow.name()).unwrap_or(true))
+                .flat_map(|shadow| [Direction::Forward, Direction::Reverse].map(|way| cdc::feed_name(&managed.feed_spec(shadow, way))))
+                .collect();
+            for (server, url) in managed.servers() {
+                match cdc::leftovers::list(&url).await {
+                    Ok(found) => rows.extend(found.into_iter().map(|leftover| {
+                        // The schema and the triggers serve every feed.
+                        let used = started.contains(&leftover.name) || (!started.is_empty() && !leftover.name.contains(name.as_str()));
+                        let used = used || leftover.active;
+                        vec![json!(name), json!(server), json!(leftover.kind), json!(leftover.name), json!(leftover.active), json!(used)]
+                    })),
+                    Err(error) => {
+                        rows.push(vec![json!(name), json!(server), json!("error"), json!(error.to_string()), json!(false), json!(false)])
+                    }
+                }
+            }
+        }
+        table(&["database", "server", "kind", "name", "active", "used"], rows)
     }
 
     fn show_config(&self) -> Answer {

@@ -145,7 +145,7 @@ pub async fn run(path: &Path, takeover: bool) -> Result<(), StartError> {
         started: Instant::now(),
         shutdown: Notify::new(),
         handed_over: AtomicBool::new(false),
-        listeners,
+        listeners: Mutex::new(Some(listeners)),
         accepting: Mutex::new(None),
         predecessor,
         crash_at: std::env::var("UNDERSTUDY_FAULT").ok().and_then(|fault| fault.strip_prefix("crash-at:").map(str::to_owned)),
@@ -173,6 +173,7 @@ pub async fn run(path: &Path, takeover: bool) -> Result<(), StartError> {
         () = serve_what_is_left(&controller) => return Ok(()),
     }
     tracing::info!("shutting down: no new clients; sessions end when their transaction has ended");
+    drop(lock(&controller.listeners).take()); // who comes now is refused at once, not left waiting in the queue
     door.close();
     let deadline = Instant::now() + DRAIN_TIMEOUT;
     while door.connected() > 0 && Instant::now() < deadline {
@@ -241,8 +242,9 @@ impl Controller {
             let listener = socket.set_nonblocking(true).and_then(|()| TcpListener::from_std(socket));
             listener.map_err(|source| StartError::Listen { address, key, source })
         };
-        let sockets =
-            self.listeners.duplicate().map_err(|source| StartError::Listen { address: config.proxy.listen, key: "listen", source })?;
+        let duplicate = lock(&self.listeners).as_ref().map(takeover::Listeners::duplicate).transpose();
+        let duplicate = duplicate.map_err(|source| StartError::Listen { address: config.proxy.listen, key: "listen", source })?;
+        let Some(sockets) = duplicate else { return Ok(()) };
         let clients = tokio::spawn(self.door.clone().listen(runtime(sockets.clients, config.proxy.listen, "listen")?));
         let http = match (sockets.http, config.proxy.http) {
             (Some(socket), Some(address)) => {

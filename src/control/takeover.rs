@@ -310,8 +310,15 @@ async fn hand_over(controller: &Arc<Controller>, mut stream: UnixStream, pid: u3
     controller.stop_listening().await;
     let handed = match controller.repository.release() {
         Ok(()) => {
-            let reply = Reply::Handed { pid: std::process::id(), http: controller.listeners.http.is_some() };
-            send_sockets(&stream, &reply, &controller.listeners).await
+            let sockets = lock(&controller.listeners).as_ref().map(Listeners::duplicate).transpose();
+            match sockets {
+                Ok(Some(sockets)) => {
+                    let reply = Reply::Handed { pid: std::process::id(), http: sockets.http.is_some() };
+                    send_sockets(&stream, &reply, &sockets).await
+                }
+                Ok(None) => Err(io::Error::other("this process is shutting down")),
+                Err(error) => Err(error),
+            }
         }
         Err(error) => Err(io::Error::other(error.to_string())),
     };
@@ -322,6 +329,7 @@ async fn hand_over(controller: &Arc<Controller>, mut stream: UnixStream, pid: u3
     };
     match tokio::time::timeout(HANDOVER_TIMEOUT, confirmed).await {
         Ok(Ok(_)) => {
+            drop(lock(&controller.listeners).take());
             tracing::info!(pid, "the new process is ready");
             true
         }

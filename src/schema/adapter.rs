@@ -164,6 +164,19 @@ impl Adapter {
         Ok(found.is_some_and(|known| known.columns.iter().any(|known| known.name == column)))
     }
 
+    /// The owner's schema at the engine's place in the stream.
+    ///
+    /// # Errors
+    /// [`SchemaError`]
+    pub async fn known(&self) -> Result<Catalog, SchemaError> {
+        let mut guard = self.memory.lock().await;
+        let memory = match guard.take() {
+            Some(memory) => memory,
+            None => self.recall()?,
+        };
+        Ok(guard.insert(memory).catalog.clone())
+    }
+
     /// Remembers the owner's catalog as it is now, and forgets what was known. To be called when a feed is set up, before its first message.
     ///
     /// # Errors

@@ -44,6 +44,9 @@ BEGIN
     'relations', coalesce((SELECT jsonb_agg({RELATION} ORDER BY c.oid) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
        WHERE c.oid = ANY (described) AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relpersistence <> 't' AND {NAMESPACE_IS_USERS}), '[]')
   ))::text);
+  -- A row counts with the start of its record, a message with the end of its own, which is the start of the next: a row right behind
+  -- the message would be at the same place and could come first. It overtakes this one instead, which says nothing.
+  PERFORM pg_logical_emit_message(true, 'understudy.after', '');
 END $understudy$;
 
 CREATE OR REPLACE FUNCTION understudy.ddl_failed(tag text, reason text) RETURNS void

@@ -27,6 +27,7 @@ pub mod model;
 mod objects;
 pub mod plan;
 pub mod policy;
+pub mod poll;
 pub mod quote;
 pub mod rules;
 mod steps;

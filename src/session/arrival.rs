@@ -74,11 +74,14 @@ pub(super) async fn arrive(stream: TcpStream, acceptor: Option<Arc<Acceptor>>) -
                 let acceptor = acceptor.as_ref().filter(|_| tls.is_none());
                 // Bytes behind the request came unencrypted, and somebody in the middle may have put them there: they must not be
                 // taken for the client's (CVE-2021-23214).
-                if !buffer.is_empty() {
+                if acceptor.is_some() && !buffer.is_empty() {
                     return Err(stuffed(stream, "SSL"));
                 }
                 if stream.write_all(if acceptor.is_some() { b"S" } else { b"N" }).await.is_err() {
                     return Err(Turned::Gone);
+                }
+                if !buffer.is_empty() {
+                    return Err(stuffed(stream, "SSL"));
                 }
                 ssl_done = true;
                 if let Some(acceptor) = acceptor {
@@ -87,11 +90,11 @@ pub(super) async fn arrive(stream: TcpStream, acceptor: Option<Arc<Acceptor>>) -
                 }
             }
             Some(Startup::GssEncryption) => {
-                if !buffer.is_empty() {
-                    return Err(stuffed(stream, "GSSAPI encryption"));
-                }
                 if stream.write_all(b"N").await.is_err() {
                     return Err(Turned::Gone);
+                }
+                if !buffer.is_empty() {
+                    return Err(stuffed(stream, "GSSAPI encryption"));
                 }
                 (gss_done, ssl_done) = (true, tls.is_some()); // having been refused the one, it may ask for the other again
             }

@@ -18,7 +18,7 @@ use bytes::{Bytes, BytesMut};
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// Prepared statements remembered per session, so that they can be prepared again elsewhere; beyond it a session counts as
@@ -74,7 +74,7 @@ pub struct Executed {
 #[derive(Debug)]
 pub struct Cycle {
     /// When its last message was taken from the client.
-    pub sent: Instant,
+    sent: Option<Instant>,
     /// A Query or FunctionCall: its ReadyForQuery needs no Sync.
     simple: bool,
     /// Has messages of the extended protocol: an error in it makes the server skip to the next Sync.
@@ -86,6 +86,8 @@ pub struct Cycle {
     unanswered: usize,
     /// The server skips everything up to the next Sync.
     skipping: bool,
+    /// CopyDone and CopyFail taken from the client in this cycle, before and behind its end, that no COPY has used up.
+    copies_ended: [u32; 2],
     pending: VecDeque<Pending>,
     /// What it ran, in order; empty unless copies are wanted.
     pub executed: Vec<Executed>,
@@ -108,14 +110,20 @@ pub struct Cycle {
 }
 
 impl Cycle {
+    /// How long ago its last message was taken from the client.
+    pub fn latency(&self) -> Duration {
+        self.sent.map_or(Duration::ZERO, |sent| sent.elapsed())
+    }
+
     fn new() -> Self {
         Cycle {
-            sent: Instant::now(),
+            sent: None,
             simple: false,
             extended: false,
             complete: false,
             unanswered: 0,
             skipping: false,
+            copies_ended: [0; 2],
             pending: VecDeque::new(),
             executed: Vec::new(),
             ran: 0,
@@ -304,7 +312,7 @@ impl Conversation {
             b'Q' | b'F' => {
                 let cycle = self.open();
                 (cycle.wrote, cycle.opaque, cycle.simple, cycle.complete) = (true, true, true, true);
-                cycle.sent = Instant::now();
+                cycle.sent = Some(Instant::now());
                 self.batch_open = false;
             }
             _ => {
@@ -345,7 +353,8 @@ impl Conversation {
     /// Takes in a whole message of the client.
     pub fn from_client(&mut self, tag: u8, body: &[u8], classifier: &Classifier) -> Forward {
         let mut forward = Forward::default();
-        if matches!(tag, b'P' | b'B' | b'D' | b'E' | b'C') {
+        // a Flush that is not empty is an error, and errors of the extended protocol skip to the next Sync
+        if matches!(tag, b'P' | b'B' | b'D' | b'E' | b'C') || (tag == b'H' && !body.is_empty()) {
             let cycle = self.open();
             cycle.extended = true;
             cycle.unanswered += 1;
@@ -366,12 +375,13 @@ impl Conversation {
                     cycle.executed.push(Executed { operation, class, tags: Vec::new() });
                 }
                 (cycle.simple, cycle.complete) = (true, true);
-                cycle.sent = Instant::now();
+                cycle.sent = Some(Instant::now());
                 self.batch_open = false;
             }
             b'F' => {
                 let cycle = self.open();
                 (cycle.wrote, cycle.opaque, cycle.simple, cycle.complete) = (true, true, true, true);
+                cycle.sent = Some(Instant::now());
                 self.batch_open = false;
             }
             b'P' => self.parse(body, classifier),
@@ -404,10 +414,15 @@ impl Conversation {
             b'S' => {
                 let cycle = self.open();
                 cycle.complete = true;
-                cycle.sent = Instant::now();
+                cycle.sent = Some(Instant::now());
                 self.batch_open = false;
             }
-            b'c' | b'f' => (self.copy_in, self.data_wanted) = (false, false),
+            b'c' | b'f' => {
+                if let Some(cycle) = self.cycles.back_mut().filter(|_| !self.copy_in) {
+                    cycle.copies_ended[usize::from(cycle.complete)] += 1;
+                }
+                (self.copy_in, self.data_wanted) = (false, false);
+            }
             _ => {}
         }
         forward
@@ -524,7 +539,7 @@ impl Conversation {
             return FromServer::Forward;
         };
         match tag {
-            b'G' | b'W' => self.data_wanted = true,
+            b'W' => self.data_wanted = true,
             b'C' | b'E' | b'Z' => self.data_wanted = false,
             _ => {}
         }
@@ -555,7 +570,7 @@ impl Conversation {
             }
             b'I' | b's' => cycle.answering += usize::from(!cycle.simple),
             b'E' => self.failed(of_extended),
-            b'G' if !self.simple_in_front() => self.enter_copy_in(),
+            b'G' => self.enter_copy_in(),
             b'Z' => return self.ready(body),
             _ => {}
         }
@@ -569,26 +584,29 @@ impl Conversation {
         FromServer::Forward
     }
 
-    fn simple_in_front(&self) -> bool {
-        self.cycles.front().is_some_and(|cycle| cycle.simple)
-    }
-
-    /// `CopyInResponse` to an Execute: the server ignores every Sync until CopyDone or CopyFail, also those already sent.
+    /// `CopyInResponse`: the server ignores every Sync up to the next CopyDone or CopyFail, also those already sent.
     fn enter_copy_in(&mut self) {
         let Some(mut cycle) = self.cycles.pop_front() else { return };
-        if cycle.complete {
-            // its Sync was swallowed: the cycle goes on until the next Sync after the copy
-            cycle.complete = false;
-            let rest = std::mem::take(&mut self.cycles);
-            for later in rest {
-                cycle.opaque |= later.opaque || later.ran > 0;
-                cycle.wrote |= later.wrote;
-                cycle.unanswered += later.unanswered;
-                cycle.pending.extend(later.pending);
+        let mut ended = cycle.use_copy_end(false);
+        if cycle.simple {
+            ended = ended || cycle.use_copy_end(true);
+            while !ended && self.cycles.front().is_some_and(|later| later.complete && !later.simple && !later.extended) {
+                ended = self.cycles.pop_front().is_some_and(|mut swallowed| swallowed.use_copy_end(true));
             }
-            self.batch_open = true;
+        } else if !ended && cycle.complete {
+            // its Sync was swallowed: the cycle goes on until the next Sync behind the copy
+            ended = cycle.use_copy_end(true);
+            cycle.complete = false;
+            while let Some(mut later) = (!cycle.complete).then(|| self.cycles.pop_front()).flatten() {
+                ended = ended || later.use_copy_end(false);
+                cycle.complete = ended && later.complete;
+                cycle.simple = ended && later.simple;
+                ended = ended || later.use_copy_end(true);
+                cycle.absorb(later);
+            }
+            self.batch_open |= !cycle.complete;
         }
-        self.copy_in = true;
+        (self.copy_in, self.data_wanted) = (!ended, !ended);
         self.cycles.push_front(cycle);
     }
 
@@ -722,6 +740,31 @@ impl Conversation {
 }
 
 impl Cycle {
+    /// Takes a CopyDone or CopyFail that the client has sent before (or behind) the end of this cycle. False: there is none.
+    fn use_copy_end(&mut self, behind: bool) -> bool {
+        let ends = &mut self.copies_ended[usize::from(behind)];
+        let there = *ends > 0;
+        *ends = ends.saturating_sub(1);
+        there
+    }
+
+    /// What the client took for a later cycle belongs to this one.
+    fn absorb(&mut self, later: Cycle) {
+        self.opaque |= later.opaque || later.ran > 0;
+        self.wrote |= later.wrote;
+        self.changes_schema |= later.changes_schema;
+        self.unanswered += later.unanswered;
+        self.pending.extend(later.pending);
+        self.effects.extend(later.effects);
+        let [before, behind] = later.copies_ended;
+        if self.complete {
+            self.copies_ended[0] += before;
+            self.copies_ended[1] += behind;
+        } else {
+            self.copies_ended[0] += before + behind;
+        }
+    }
+
     fn note(&mut self, class: &Class, text: &[u8]) {
         self.wrote |= class.kind != Kind::Read;
         self.changes_schema |= class.kind == Kind::SchemaChange;

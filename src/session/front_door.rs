@@ -31,7 +31,6 @@ use std::{
 use tokio::{
     io::{AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::Notify,
 };
 
 /// The database name that is the console.
@@ -71,13 +70,12 @@ pub struct FrontDoor {
     arriving: AtomicUsize,
     next_id: AtomicU64,
     closing: AtomicBool,
-    stop: Notify,
     acceptor: ArcSwapOption<Acceptor>,
     policy: ArcSwap<Policy>,
     pub(super) lookup: Lookup,
     /// Backends to which a CancelRequest is on its way, with their number.
     cancelling: DashMap<(String, i32), usize>,
-    cancelled: Notify,
+    cancelled: tokio::sync::Notify,
     pub(super) threads: Threads,
 }
 
@@ -94,44 +92,36 @@ impl FrontDoor {
             arriving: AtomicUsize::new(0),
             next_id: AtomicU64::new(1),
             closing: AtomicBool::new(false),
-            stop: Notify::new(),
             acceptor: ArcSwapOption::empty(),
             policy: ArcSwap::from_pointee(Policy::default()),
             lookup: Lookup::default(),
             cancelling: DashMap::new(),
-            cancelled: Notify::new(),
+            cancelled: tokio::sync::Notify::new(),
             threads: Threads::start(),
         })
     }
 
-    /// Accepts until [`FrontDoor::close`].
+    /// Accepts until its task is aborted. While the door closes, who comes is told so: the socket lives on for a successor,
+    /// and a connection that nobody accepts would wait for its answer.
     pub async fn listen(self: Arc<Self>, listener: TcpListener) {
         loop {
-            let stopped = self.stop.notified();
-            if self.closing.load(Ordering::SeqCst) {
-                return;
-            }
-            tokio::select! {
-                () = stopped => {}
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, peer)) => {
-                        self.arriving.fetch_add(1, Ordering::SeqCst);
-                        tokio::spawn(self.clone().admit(stream, peer));
-                    }
-                    Err(error) => {
-                        // out of file descriptors, usually: let some connections end before trying again
-                        tracing::warn!(%error, "cannot accept a connection");
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                    }
+            match listener.accept().await {
+                Ok((stream, peer)) => {
+                    self.arriving.fetch_add(1, Ordering::SeqCst);
+                    tokio::spawn(self.clone().admit(stream, peer));
+                }
+                Err(error) => {
+                    // out of file descriptors, usually: let some connections end before trying again
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
                 }
             }
         }
     }
 
-    /// Stops accepting; idle sessions are asked to end by `stop`.
+    /// Lets nobody in any more; sessions end at their next boundary.
     pub fn close(&self) {
         self.closing.store(true, Ordering::SeqCst);
-        self.stop.notify_waiters();
         for database in self.databases.load().values() {
             database.post_all();
         }
@@ -189,7 +179,7 @@ impl FrontDoor {
         let Arrival { mut stream, tls, startup, packet, behind } = arrival;
         match startup {
             Startup::Cancel { pid, key } => {
-                // the connection stays open until the server has confirmed, as PostgreSQL's does
+                // open until then: drivers take the close for "done", and a late cancel would hit their next statement
                 self.cancel(pid, key).await;
                 let _ = stream.shutdown().await;
             }
@@ -218,7 +208,14 @@ impl FrontDoor {
         let Some(user) = find(b"user").filter(|user| !user.is_empty()) else {
             return refuse(stream, "28000", "no PostgreSQL user name specified in startup packet", None).await;
         };
-        let name = find(b"database").filter(|name| !name.is_empty()).unwrap_or_else(|| user.clone());
+        let mut name = find(b"database").filter(|name| !name.is_empty()).unwrap_or_else(|| user.clone());
+        // a physical replication connection names no database: pg_basebackup says "replication"
+        if &name[..] == b"replication" && find(b"replication").is_some_and(|value| start_up::replicates(&value)) {
+            let databases = self.databases.load();
+            if let (1, Some(only)) = (databases.len(), databases.keys().next()) {
+                name = Bytes::copy_from_slice(only.as_bytes());
+            }
+        }
         if name == CONSOLE {
             drop(arriving);
             let mut first = BytesMut::from(&packet[..]); // it reads the start-up packet itself

@@ -4,7 +4,7 @@
 use super::{
     front_door::FrontDoor,
     relay::{Server, note_parameter},
-    start_up::{Client, next},
+    start_up::{Client, next, replicates},
 };
 use crate::{
     auth::{self, Applicant, Denial, Ended, Keys, Method, Policy, ServerLogin, Stored},
@@ -60,7 +60,7 @@ pub(super) async fn log_in(
     key: &ClientKey,
 ) -> Result<Admitted, Ended> {
     let policy = door.policy();
-    let physical = matches!(client.parameter(b"replication").map(|value| &value[..]), Some(b"true" | b"on" | b"yes" | b"1"));
+    let physical = client.parameter(b"replication").is_some_and(|value| replicates(value) && &value[..] != b"database");
     let tls = client.tls.take();
     let applicant = Applicant {
         user: &info.user,

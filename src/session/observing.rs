@@ -76,7 +76,7 @@ impl Relay {
 
     pub(super) fn finished(&mut self, finished: Finished) {
         let Finished { cycle, status, state_changed } = finished;
-        let latency = cycle.sent.elapsed();
+        let latency = cycle.latency();
         self.database.requests.increment();
         self.info.requests.fetch_add(1, Ordering::Relaxed);
         self.database.latency.record(latency);

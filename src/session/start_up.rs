@@ -25,6 +25,9 @@ use std::{
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
+/// How often a replication connection looks whether understudy is shutting down.
+const REPLICATION_LOOK: std::time::Duration = std::time::Duration::from_millis(500);
+
 /// A client that has said who it is.
 pub(super) struct Client {
     pub stream: Stream,
@@ -60,7 +63,7 @@ pub(super) async fn run(door: Arc<FrontDoor>, database: Arc<Database>, client: C
         requests: AtomicU64::new(0),
         mailbox: Mailbox::default(),
     });
-    let replication = find(b"replication").is_some_and(|value| !matches!(value.as_str(), "false" | "off" | "no" | "0"));
+    let replication = client.parameter(b"replication").is_some_and(|value| replicates(value));
     let key = ClientKey { pid: (id as i32) & i32::MAX, secret: random() };
     serve(&door, &database, client, info, &key, replication, deadline).await;
     database.sessions.remove(&id);
@@ -117,13 +120,24 @@ async fn serve(
     // that is slow to log in must not make it wait. Such a session looks at the owner before its first statement.
     database.sessions.insert(info.id, info.clone());
     if replication {
-        return pass_through(client.stream, client.buffer, server).await;
+        // An owner that changes later is not followed: the positions are this server's. A walsender has no boundary at which
+        // a SHUTDOWN could let it end.
+        let closing = async {
+            while !door.is_closing() && !info.mailbox.is_terminated() {
+                tokio::time::sleep(REPLICATION_LOOK).await;
+            }
+        };
+        tokio::select! {
+            () = pass_through(client.stream, client.buffer, server) => {}
+            () = closing => {}
+        }
+        return;
     }
     let own = |name: &Bytes| [&b"user"[..], b"database", b"replication"].contains(&&name[..]) || name.starts_with(b"_pq_.");
     let parameters = client.parameters.iter().filter(|(name, _)| !own(name)).cloned().collect();
     let identity = Arc::new(Identity { user: info.user.clone(), parameters, login });
     let relay = Relay::new(door.clone(), database.clone(), info, identity, client.stream, client.buffer, server, cancel);
-    door.threads.run(relay.run()).await;
+    let _ = door.threads.spawn(relay.run()).await; // an error: the session has panicked, which ends it too
 }
 
 pub(super) async fn next<S: AsyncRead + Unpin>(stream: &mut S, buffer: &mut BytesMut) -> Option<Message> {
@@ -139,6 +153,14 @@ pub(super) async fn next<S: AsyncRead + Unpin>(stream: &mut S, buffer: &mut Byte
             return None;
         }
     }
+}
+
+/// What `replication` means at start-up: `database`, or a boolean as PostgreSQL reads them (`src/backend/utils/adt/bool.c`).
+/// What is neither is relayed to be refused.
+pub(super) fn replicates(value: &[u8]) -> bool {
+    let value = value.to_ascii_lowercase();
+    let no = |word: &[u8], least: usize| value.len() >= least && word.starts_with(&value);
+    !(no(b"false", 1) || no(b"no", 1) || no(b"off", 2) || value == b"0")
 }
 
 /// A replication connection: the walsender's sub-protocol is nobody's business but the two ends'.

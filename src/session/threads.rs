@@ -12,7 +12,10 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
 };
-use tokio::runtime::{Builder, Handle};
+use tokio::{
+    runtime::{Builder, Handle},
+    task::JoinHandle,
+};
 
 /// Stack of a session thread: classifying parses on it.
 const STACK_BYTES: usize = 8 << 20;
@@ -51,9 +54,9 @@ impl Threads {
         Threads { threads: threads.collect(), background: Handle::current() }
     }
 
-    /// Runs a session on the thread that has the fewest, and waits for its end.
-    pub async fn run(&self, session: impl Future<Output = ()> + Send + 'static) {
-        let task = match self.threads.iter().min_by_key(|thread| thread.sessions.load(Ordering::Relaxed)) {
+    /// Runs a session on the thread that has the fewest.
+    pub fn spawn(&self, session: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+        match self.threads.iter().min_by_key(|thread| thread.sessions.load(Ordering::Relaxed)) {
             Some(thread) => {
                 let counted = Counted::new(&thread.sessions);
                 thread.runtime.spawn(async move {
@@ -62,8 +65,7 @@ impl Threads {
                 })
             }
             None => self.background.spawn(session),
-        };
-        let _ = task.await; // an error: the session has panicked, which ends it too
+        }
     }
 
     /// Where log-ins happen.
@@ -113,7 +115,7 @@ mod tests {
         let (release, _) = tokio::sync::broadcast::channel::<()>(1);
         let run = || {
             let (seen, mut released) = (seen.clone(), release.subscribe());
-            threads.run(async move {
+            threads.spawn(async move {
                 *seen.lock().unwrap().entry(std::thread::current().name().unwrap().to_owned()).or_insert(0) += 1;
                 let _ = released.recv().await;
             })
@@ -135,8 +137,8 @@ mod tests {
     #[tokio::test]
     async fn a_panic_ends_its_session_only() {
         let threads = Threads { threads: vec![start_one(0).unwrap()], background: Handle::current() };
-        threads.run(async { panic!("on purpose") }).await;
-        threads.run(async {}).await;
+        assert!(threads.spawn(async { panic!("on purpose") }).await.is_err());
+        threads.spawn(async {}).await.unwrap();
         assert_eq!(threads.threads[0].sessions.load(Ordering::Relaxed), 0);
     }
 }

@@ -266,3 +266,31 @@ fn start_threads() -> Option<SyncSender<Job>> {
 fn next_job(receiver: &Mutex<Receiver<Job>>) -> Option<Job> {
     receiver.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sql::Kind;
+
+    #[tokio::test]
+    async fn a_long_text_comes_later_and_once() {
+        let classifier = Classifier::new(CatalogFacts::builtin_only());
+        let text = format!("SELECT 1 WHERE 1 IN ({}1)", "1, ".repeat(INLINE_BYTES_MAX / 2));
+        let LookUp::Later(later) = classifier.look_up(text.as_bytes()) else { panic!("parsed on the caller's stack") };
+        later.wait().await;
+        // what came too late on a loaded machine is in the cache soon
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while classifier.cached(text.as_bytes()).is_none() {
+            assert!(Instant::now() < deadline);
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(classifier.classify(text.as_bytes()).kind, Kind::Read);
+        assert!(matches!(classifier.look_up(text.as_bytes()), LookUp::Known(_)));
+    }
+
+    #[test]
+    fn a_short_text_is_known_at_once() {
+        let classifier = Classifier::new(CatalogFacts::builtin_only());
+        assert!(matches!(classifier.look_up(b"SELECT 1"), LookUp::Known(class) if class.kind == Kind::Read));
+    }
+}

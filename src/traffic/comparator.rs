@@ -131,6 +131,9 @@ impl Worker {
         };
         let verdict = match (read.answer.difference(&answer, read.class.ordered), &answer.sqlstate) {
             (None, _) => Verdict::Same,
+            (Some(Difference::Sqlstate), _) if read.answer.sqlstate.as_deref().is_some_and(is_of_a_name) => {
+                Verdict::Undecided("the owner refused a name of the message, and ran nothing")
+            }
             (Some(Difference::Sqlstate), Some(code)) if is_of_the_server(code) => {
                 Verdict::FailedOnShadow(format!("failed on the shadow: SQLSTATE {code}"))
             }
@@ -181,6 +184,11 @@ impl Worker {
         let _ = found;
         Verdict::Undecided("the owner's answer kept changing")
     }
+}
+
+/// A statement or portal that does not exist, or exists already: what a pipeline meant by the name is the owner's secret.
+fn is_of_a_name(code: &str) -> bool {
+    matches!(code, "26000" | "34000" | "42P05" | "42P03")
 }
 
 /// Classes of errors that say something about the server, not about the data or the statement: connection (08), resources

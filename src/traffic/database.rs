@@ -45,7 +45,9 @@ pub struct Database {
     /// Of the owner's answers.
     pub latency: LatencyHistogram,
     users: Mutex<Vec<UserConfig>>,
+    /// The route's epoch: all that a session looks at per transaction.
     epoch: AtomicI64,
+    swapping: Mutex<()>,
     /// Schema changes seen, and up to which of them the classifier's facts have been refreshed.
     schema_changes: AtomicU64,
     facts_include: AtomicU64,
@@ -156,6 +158,7 @@ impl Database {
         Database {
             name,
             epoch: AtomicI64::new(route.epoch),
+            swapping: Mutex::new(()),
             route: ArcSwap::from_pointee(route),
             gate: Gate::default(),
             ticks: Ticks::default(),
@@ -174,9 +177,12 @@ impl Database {
 
     /// Publishes a new route and wakes every session, so that idle ones follow too.
     pub fn swap_route(&self, route: Route) {
-        let epoch = route.epoch;
-        self.route.store(Arc::new(route));
-        self.epoch.store(epoch, Ordering::SeqCst);
+        {
+            let _one_at_a_time = self.swapping.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let epoch = route.epoch;
+            self.route.store(Arc::new(route));
+            self.epoch.store(epoch, Ordering::SeqCst);
+        }
         self.post_all();
     }
 
@@ -251,4 +257,38 @@ pub fn monotonic_ms() -> u64 {
 /// Marks an atomic flag; a readable shorthand for sessions.
 pub fn set(flag: &AtomicBool, value: bool) {
     flag.store(value, Ordering::SeqCst);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{future::poll_fn, task::Poll, time::Duration};
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn no_news_is_lost() {
+        let mailbox = Arc::new(Mailbox::default());
+        let seen = Arc::new(AtomicU64::new(0));
+        let reader = tokio::spawn({
+            let (mailbox, seen) = (mailbox.clone(), seen.clone());
+            async move {
+                let mut registered = None;
+                while !mailbox.is_terminated() {
+                    poll_fn(|context| if mailbox.poll_news(&mut registered, context) { Poll::Ready(()) } else { Poll::Pending }).await;
+                    mailbox.take();
+                    seen.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+        });
+        for round in 0..5_000 {
+            let before = seen.load(Ordering::SeqCst);
+            mailbox.post();
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while seen.load(Ordering::SeqCst) == before {
+                assert!(Instant::now() < deadline, "round {round}: nobody woke up");
+                tokio::task::yield_now().await;
+            }
+        }
+        mailbox.terminate();
+        reader.await.unwrap();
+    }
 }

@@ -1,5 +1,7 @@
 //! An authority of our own and what it has signed, made by the `openssl` program.
 
+#![allow(dead_code)] // two test programs, each with its part
+
 use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt, chown},

@@ -117,6 +117,9 @@ pub async fn migration(authority: &Authority, source: &Server, shadow: &Server, 
     let app = source.app_url("shop");
     psql(&app, "", "CREATE TABLE item (id int PRIMARY KEY, v text); INSERT INTO item SELECT g, 'v' || g FROM generate_series(1, 1000) g")
         .is("CREATE TABLE\nINSERT 0 1000");
+    // as the copy of roles does it: the same verifier, not only the same password
+    let verifier = admin(source, "SELECT rolpassword FROM pg_authid WHERE rolname = 'app'").await.unwrap();
+    shadow.connect("shop").await.unwrap().batch_execute(&format!("ALTER ROLE app PASSWORD '{verifier}'")).await.unwrap();
     let proxy = Proxy::start("tls-servers", &more, &databases);
     let through = proxy.through(&app);
     // TLS on both sides: the proof is taken here and given to the source anew, bound on either side
@@ -151,7 +154,8 @@ pub async fn migration(authority: &Authority, source: &Server, shadow: &Server, 
     assert_eq!(session.simple_query(version).await.unwrap()[0][0].as_deref(), Some("18"));
     psql(&through, "sslmode=require channel_binding=require", version).is("18");
     psql(&through, "sslmode=require", "INSERT INTO item VALUES (1002, 'newer')").is("INSERT 0 1");
-    proxy.rows("ROLLBACK shop").await;
+    wait_until("the way back streams, and is taken", Duration::from_secs(60), || async { proxy.tell("ROLLBACK shop").await.code == 0 })
+        .await;
     assert_eq!(session.simple_query(version).await.unwrap()[0][0].as_deref(), Some("15"));
 }
 

@@ -128,3 +128,52 @@ pub fn seed(test: &str) -> u64 {
 pub fn rounds(few: usize) -> usize {
     std::env::var("UNDERSTUDY_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(few)
 }
+
+/// The catalog as text, without oids: what pg_dump would say, by name.
+pub async fn catalog(client: &Client) -> Vec<String> {
+    client.batch_execute("SET search_path = pg_catalog").await.unwrap();
+    let rows = client
+        .query(
+            "SELECT x FROM (
+               SELECT 'index ' || i.indexrelid::regclass || ' ' || pg_get_indexdef(i.indexrelid) || i.indisvalid::text || i.indisclustered || i.indisreplident AS x, c.relnamespace
+               FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+               UNION ALL SELECT 'constraint ' || k.conrelid::regclass || ' ' || k.conname || ' ' || pg_get_constraintdef(k.oid) || k.convalidated, k.connamespace
+               FROM pg_constraint k WHERE k.conrelid <> 0 AND k.contype <> 'n'
+               UNION ALL SELECT 'trigger ' || tgrelid::regclass || ' ' || pg_get_triggerdef(t.oid), c.relnamespace FROM pg_trigger t JOIN pg_class c ON c.oid = tgrelid WHERE NOT tgisinternal
+               UNION ALL SELECT 'rule ' || pg_get_ruledef(r.oid), c.relnamespace FROM pg_rewrite r JOIN pg_class c ON c.oid = ev_class WHERE rulename <> '_RETURN'
+               UNION ALL SELECT 'policy ' || polname || pg_get_expr(polqual, polrelid), c.relnamespace FROM pg_policy JOIN pg_class c ON c.oid = polrelid
+               UNION ALL SELECT 'statistics ' || pg_get_statisticsobjdef(oid), stxnamespace FROM pg_statistic_ext
+               UNION ALL SELECT 'comment ' || (pg_identify_object(classoid, objoid, objsubid)).identity || ' ' || description, (SELECT oid FROM pg_namespace WHERE nspname = 'public')
+               FROM pg_description WHERE objoid >= 16384 AND classoid <> 'pg_extension'::regclass AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = classoid AND d.objid = objoid AND d.deptype = 'e')
+                 AND (pg_identify_object(classoid, objoid, objsubid)).identity !~ 'understudy'
+               UNION ALL SELECT 'relation ' || c.oid::regclass || ' ' || c.relkind::text || c.relpersistence::text || ' ' || pg_get_userbyid(relowner) || relrowsecurity || coalesce((SELECT string_agg(privilege_type || ' ' || grantee::regrole, ',' ORDER BY privilege_type) FROM aclexplode(relacl) WHERE grantee <> relowner), ''), relnamespace
+               FROM pg_class c WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f')
+               UNION ALL SELECT 'column ' || attrelid::regclass || ' ' || attname || ' ' || format_type(atttypid, atttypmod) || ' ' || attnotnull || attidentity::text || attgenerated::text
+                 || coalesce((SELECT collname FROM pg_collation k WHERE k.oid = attcollation AND k.oid >= 16384), '') || coalesce(pg_get_expr(d.adbin, d.adrelid), ''), c.relnamespace
+               FROM pg_attribute a JOIN pg_class c ON c.oid = attrelid LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+               WHERE attnum > 0 AND NOT attisdropped AND c.relkind IN ('r', 'p', 'v', 'm')
+               UNION ALL SELECT 'parent ' || inhrelid::regclass || ' ' || inhparent::regclass || ' ' || coalesce(pg_get_expr(c.relpartbound, c.oid), ''), c.relnamespace FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid
+               UNION ALL SELECT 'schema ' || nspname || pg_get_userbyid(nspowner) || coalesce(nspacl::text, ''), oid FROM pg_namespace WHERE nspname <> 'public'
+               UNION ALL SELECT 'function ' || p.oid::regprocedure || md5(prosrc), pronamespace FROM pg_proc p WHERE NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
+               UNION ALL SELECT 'extension ' || extname, extnamespace FROM pg_extension
+             ) all_of_it JOIN pg_namespace n ON n.oid = relnamespace
+             WHERE n.nspname !~ '^(pg_|information_schema|understudy)' ORDER BY 1",
+            &[],
+        )
+        .await
+        .unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+/// Both sides have the same schema. Returns how many lines of it there are.
+pub async fn assert_same_catalog(owner: &Client, follower: &Client, when: &str) -> usize {
+    let (left, right) = (catalog(owner).await, catalog(follower).await);
+    let differences: Vec<_> = left
+        .iter()
+        .filter(|line| !right.contains(line))
+        .map(|line| format!("owner only: {line}"))
+        .chain(right.iter().filter(|line| !left.contains(line)).map(|line| format!("follower only: {line}")))
+        .collect();
+    assert!(differences.is_empty(), "{when}:\n{}", differences.join("\n"));
+    left.len()
+}

@@ -85,6 +85,75 @@ impl Server {
         self.boot();
     }
 
+    /// Stops it and keeps a copy of its files as they are now.
+    #[allow(dead_code)]
+    pub fn stop_and_keep(&self) {
+        run(&self.bin.join("pg_ctl"), &["-w", "-D", &self.data(), "-m", "fast", "stop"]);
+        let kept = self.folder.join("kept");
+        run(Path::new("/bin/cp"), &["-a", &self.data(), kept.to_str().unwrap()]);
+    }
+
+    /// Starts it again.
+    #[allow(dead_code)]
+    pub fn start_again(&self) {
+        self.boot();
+    }
+
+    /// A failover: it goes on as a standby that was promoted, from the files that were kept or from its own.
+    #[allow(dead_code)]
+    pub fn fail_over(&self, kept: bool) {
+        let data = self.data();
+        run(&self.bin.join("pg_ctl"), &["-w", "-D", &data, "-m", "fast", "stop"]);
+        if kept {
+            run(Path::new("/bin/rm"), &["-rf", &data]);
+            run(Path::new("/bin/cp"), &["-a", self.folder.join("kept").to_str().unwrap(), &data]);
+        }
+        run(Path::new("/usr/bin/touch"), &[&format!("{data}/standby.signal")]);
+        self.boot();
+        let promoted = run(&self.bin.join("pg_ctl"), &["-w", "-D", &data, "promote"]);
+        assert!(promoted.status.success(), "{}", String::from_utf8_lossy(&promoted.stderr));
+    }
+
+    /// Kills every process of the server with SIGKILL, the postmaster first, and starts it again.
+    #[allow(dead_code)]
+    pub fn kill(&self) {
+        self.kill_only();
+        self.boot_again();
+    }
+
+    /// Kills every process of the server with SIGKILL, the postmaster first.
+    #[allow(dead_code)]
+    pub fn kill_only(&self) {
+        let file = std::fs::read_to_string(format!("{}/postmaster.pid", self.data())).unwrap();
+        let postmaster = file.lines().next().unwrap().to_owned();
+        let children: Vec<String> = std::fs::read_dir("/proc")
+            .unwrap()
+            .filter_map(|entry| {
+                let pid = entry.ok()?.file_name().into_string().ok()?;
+                let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+                let parent = stat.rsplit_once(") ")?.1.split(' ').nth(1)?.to_owned();
+                (parent == postmaster).then_some(pid)
+            })
+            .collect();
+        for pid in std::iter::once(&postmaster).chain(&children) {
+            Command::new("kill").args(["-9", pid]).stderr(Stdio::null()).status().unwrap();
+        }
+        for pid in std::iter::once(&postmaster).chain(&children) {
+            // Gone, or a zombie that nobody has waited for.
+            while std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z ")) {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+        }
+    }
+
+    /// Starts a server that was killed.
+    #[allow(dead_code)]
+    pub fn boot_again(&self) {
+        // Nobody else has this folder: the file of the killed one would only make pg_ctl doubt.
+        let _ = std::fs::remove_file(format!("{}/postmaster.pid", self.data()));
+        self.boot();
+    }
+
     pub fn url(&self, database: &str) -> ServerUrl {
         ServerUrl::parse(&format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)).unwrap()
     }

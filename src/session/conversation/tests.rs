@@ -117,6 +117,44 @@ fn close_and_deallocate_forget() {
 }
 
 #[test]
+fn a_copy_of_a_query_swallows_syncs_too() {
+    let copy: (u8, &[u8]) = (b'Q', b"COPY t FROM STDIN\0");
+    for late in [false, true] {
+        let mut talk = Talk::new();
+        talk.client(&[copy]);
+        if late {
+            talk.server(&[(b'G', b"")]);
+        }
+        talk.client(&[S, (b'd', b"1\n"), S, (b'c', b""), (b'Q', b"SELECT 1\0")]);
+        if !late {
+            talk.server(&[(b'G', b"")]);
+        }
+        talk.server(&[(b'C', b"COPY 1\0"), IDLE, DONE]);
+        assert!(!talk.conversation.at_boundary(), "the Query behind the COPY is not answered");
+        talk.server(&[IDLE]);
+        assert!(talk.conversation.at_boundary(), "late: {late}");
+        assert_eq!(talk.finished.len(), 2);
+    }
+}
+
+#[test]
+fn what_was_sent_behind_a_copy_is_answered_by_itself() {
+    // all in one breath: the first Sync is swallowed, the second ends the copy, the third ends what follows
+    let mut talk = Talk::new();
+    talk.client(&[P, B, E, S, (b'd', b"1\n"), (b'c', b""), S, B, E, S]);
+    talk.server(&[(b'1', b""), (b'2', b""), (b'G', b""), (b'C', b"COPY 1\0"), IDLE]);
+    assert!(!talk.conversation.at_boundary());
+    talk.server(&[(b'2', b""), DONE, IDLE]);
+    assert!(talk.conversation.at_boundary());
+    // the end of the copy was there before the answer: the Sync behind it is real
+    talk.client(&[B, E, (b'd', b"1\n"), (b'c', b""), S, B, E, S]);
+    talk.server(&[(b'2', b""), (b'G', b""), ERROR, IDLE]);
+    assert!(!talk.conversation.at_boundary());
+    talk.server(&[(b'2', b""), DONE, IDLE]);
+    assert!(talk.conversation.at_boundary());
+}
+
+#[test]
 fn sync_is_ignored_while_copying_in() {
     let mut talk = Talk::new();
     talk.client(&[(b'P', b"\0copy t from stdin\0\0\0"), (b'B', b"\0\0\0\0\0\0\0\0"), E, S]);

@@ -1,0 +1,181 @@
+//! Schema changes without event triggers: the catalog is read again and again, and what differs becomes the same message that the
+//! triggers would have written, at the place in the stream where the difference was seen.
+//!
+//! Exact in this way: names (oids and attribute numbers stay through renames), frozen defaults (`attmissingval`), a name dropped and
+//! made again, rewrites (the storage is another). Not known: the order of changes between two looks, what came and went between
+//! them, and the words of a USING expression; a column whose type changed is copied again.
+
+use super::describe::{NAMESPACE_IS_USERS, catalog_query, not_of_extension};
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Reason bits that `table_rewrite` would have given: default and type, because which of them it was is not known.
+const REWRITTEN: i64 = 6;
+
+/// Reads everything a look needs, as one JSON text. To be run under `search_path = pg_catalog`.
+pub fn query() -> String {
+    let free = not_of_extension("pg_proc", "p.oid");
+    format!(
+        "SELECT (q.catalog::jsonb || jsonb_build_object(
+           'functions', coalesce((SELECT jsonb_agg(jsonb_build_object('oid', p.oid::bigint, 'schema', n.nspname, 'name', p.proname,
+              'arguments', pg_get_function_identity_arguments(p.oid), 'kind', p.prokind::text,
+              'definition', CASE WHEN p.prokind IN ('f', 'p', 'w') THEN pg_get_functiondef(p.oid) END,
+              'identity', format('%I.%I(%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid))) ORDER BY p.oid)
+             FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE {NAMESPACE_IS_USERS} AND {free}), '[]'),
+           'extensions', coalesce((SELECT jsonb_agg(jsonb_build_object('oid', x.oid::bigint, 'name', x.extname, 'version', x.extversion,
+              'schema', n.nspname) ORDER BY x.oid) FROM pg_extension x JOIN pg_namespace n ON n.oid = x.extnamespace), '[]'),
+           'storage', coalesce((SELECT jsonb_object_agg(c.oid::text, c.relfilenode::bigint) FROM pg_class c JOIN pg_namespace n
+              ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND {NAMESPACE_IS_USERS}), '{{}}')))::text
+         FROM ({}) q (catalog)",
+        catalog_query("true")
+    )
+}
+
+/// What one look saw.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Look {
+    parts: BTreeMap<&'static str, BTreeMap<i64, Value>>,
+    storage: Map<String, Value>,
+}
+
+const PARTS: &[&str] = &["relations", "types", "sequences", "schemas", "functions", "extensions"];
+
+impl Look {
+    /// From the answer to [`query`]; `None`: it is damaged.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut document: Value = serde_json::from_str(text).ok()?;
+        let mut parts = BTreeMap::new();
+        for part in PARTS {
+            let mut objects = BTreeMap::new();
+            for object in document.get_mut(*part).and_then(Value::as_array_mut).map(std::mem::take).unwrap_or_default() {
+                objects.insert(object.get("oid")?.as_i64()?, object);
+            }
+            parts.insert(*part, objects);
+        }
+        let storage = document.get_mut("storage").and_then(Value::as_object_mut).map(std::mem::take).unwrap_or_default();
+        Some(Look { parts, storage })
+    }
+
+    /// A look in which everything that can be compared with what the engine remembers is unknown, so that it is compared, and the
+    /// objects that it remembers and that are gone are still there. Functions, extensions and storage count as they are now.
+    pub fn remembered(&self, known: &super::catalog::Catalog) -> Look {
+        let mut look = self.clone();
+        let gone = |part: &'static str, oid: i64, object: Value| (part, oid, object);
+        let tables = known.tables.values().map(|t| gone("relations", t.oid, json!({"schema": t.schema, "name": t.name, "kind": t.kind})));
+        let types = known.types.values().map(|t| gone("types", t.oid, json!({"schema": t.schema, "name": t.name, "kind": t.kind})));
+        let sequences = known.sequences.values().map(|s| gone("sequences", s.oid, json!({"schema": s.schema, "name": s.name})));
+        let schemas = known.schemas.values().map(|s| gone("schemas", s.oid, json!({"name": s.name})));
+        for part in ["relations", "types", "sequences", "schemas"] {
+            look.parts.insert(part, BTreeMap::new());
+        }
+        for (part, oid, object) in tables.chain(types).chain(sequences).chain(schemas) {
+            look.parts.entry(part).or_default().insert(oid, object);
+        }
+        look
+    }
+
+    fn part(&self, name: &str) -> impl Iterator<Item = (&i64, &Value)> {
+        self.parts.get(name).into_iter().flatten()
+    }
+
+    /// Oids of tables that were not there before.
+    pub fn new_tables(&self, before: &Look) -> BTreeSet<i64> {
+        let known: BTreeSet<&i64> = before.part("relations").map(|(oid, _)| oid).collect();
+        self.part("relations").map(|(oid, _)| *oid).filter(|oid| !known.contains(oid)).collect()
+    }
+
+    /// The messages that say what is different since `before`: what is gone first, so that its names are free.
+    pub fn messages(&self, before: &Look) -> Vec<Value> {
+        let mut messages = Vec::new();
+        let mut dropped = Vec::new();
+        for part in PARTS.iter().filter(|part| **part != "extensions") {
+            let now: BTreeSet<&i64> = self.part(part).map(|(oid, _)| oid).collect();
+            for (oid, object) in before.part(part).filter(|(oid, _)| !now.contains(oid)) {
+                dropped.push(gone(part, *oid, object));
+            }
+        }
+        if !dropped.is_empty() {
+            messages.push(json!({"version": 1, "event": "drop", "tag": "DROP", "dropped": dropped}));
+        }
+        let mut message = json!({"version": 1, "event": "ddl", "tag": "ALTER", "plain": false});
+        let mut different = false;
+        for part in PARTS {
+            let old: BTreeMap<&i64, &Value> = before.part(part).collect();
+            let changed: Vec<&Value> =
+                self.part(part).filter(|(oid, object)| old.get(oid) != Some(object)).map(|(_, object)| object).collect();
+            different |= !changed.is_empty();
+            message[*part] = json!(changed);
+        }
+        if !self.new_tables(before).is_empty() {
+            // Rows that were written before anybody looked are in no stream: as if the table had been made with rows.
+            message["tag"] = json!("CREATE TABLE AS");
+        }
+        let rewritten: Vec<Value> = self
+            .storage
+            .iter()
+            .filter(|(oid, file)| before.storage.get(*oid).is_some_and(|earlier| earlier != *file))
+            .filter_map(|(oid, _)| Some(json!({"oid": oid.parse::<i64>().ok()?, "reason": REWRITTEN})))
+            .collect();
+        message["rewritten"] = json!(rewritten);
+        if different {
+            messages.push(message);
+        }
+        messages
+    }
+}
+
+/// As `pg_event_trigger_dropped_objects()` would have named it.
+fn gone(part: &str, oid: i64, object: &Value) -> Value {
+    let text = |key: &str| object.get(key).and_then(Value::as_str).unwrap_or_default();
+    let (schema, name) = (text("schema"), text("name"));
+    let kind = match (part, text("kind")) {
+        ("relations", "v") => "view",
+        ("relations", "m") => "materialized view",
+        ("relations", "f") => "foreign table",
+        ("relations", _) => "table",
+        ("types", "d") => "domain",
+        ("types", _) => "type",
+        ("sequences", _) => "sequence",
+        ("schemas", _) => "schema",
+        ("functions", "p") => "procedure",
+        ("functions", "a") => "aggregate",
+        _ => "function",
+    };
+    let identity = match part {
+        "functions" => text("identity").to_owned(),
+        "schemas" => super::quote::ident(name),
+        _ => super::quote::qualified(schema, name),
+    };
+    json!({"oid": oid, "sub": 0, "original": true, "normal": false, "type": kind, "schema": schema, "name": name, "identity": identity})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look(relations: Value, storage: Value) -> Look {
+        Look::parse(&json!({"relations": relations, "storage": storage}).to_string()).unwrap()
+    }
+
+    #[test]
+    fn says_what_is_different() {
+        let before = look(
+            json!([{"oid": 1, "schema": "s", "name": "a", "kind": "r"}, {"oid": 2, "schema": "s", "name": "b", "kind": "v"}]),
+            json!({"1": 10}),
+        );
+        assert!(before.messages(&before).is_empty());
+        let now = look(json!([{"oid": 1, "schema": "s", "name": "c", "kind": "r"}]), json!({"1": 11}));
+        let messages = now.messages(&before);
+        assert_eq!(
+            messages[0]["dropped"],
+            json!([{"oid": 2, "sub": 0, "original": true, "normal": false, "type": "view", "schema": "s", "name": "b",
+            "identity": "\"s\".\"b\""}])
+        );
+        assert_eq!((&messages[1]["tag"], &messages[1]["relations"][0]["name"]), (&json!("ALTER"), &json!("c")));
+        assert_eq!(messages[1]["rewritten"], json!([{"oid": 1, "reason": 6}]));
+        let born = look(json!([{"oid": 1, "schema": "s", "name": "c", "kind": "r"}, {"oid": 3, "kind": "r"}]), json!({"1": 11, "3": 1}));
+        assert_eq!(born.new_tables(&now), BTreeSet::from([3]));
+        assert_eq!(born.messages(&now)[0]["tag"], json!("CREATE TABLE AS"));
+        assert!(Look::parse("{").is_none() && Look::parse("{\"relations\": [{}]}").is_none());
+    }
+}
