@@ -108,7 +108,7 @@ pub async fn start_up(stage: &Stage) {
         (startup(196_608, &[(b"database", b"shop")]), "28000"),
         (startup(196_608, &[(b"user", b"app"), (b"database", b"elsewhere")]), "3D000"),
         (startup(196_608, &[(b"user", &[b'u'; 10_001])]), "08P01"),
-        (startup(131_072, &[(b"user", b"app")]), "08P01"),
+        (startup(131_072, &[(b"user", b"app")]), "0A000"),
     ] {
         assert_eq!(codes(&greeting(stage.proxy.listen, &bytes).await), [code]);
     }

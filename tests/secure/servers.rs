@@ -154,7 +154,8 @@ pub async fn migration(authority: &Authority, source: &Server, shadow: &Server, 
     assert_eq!(session.simple_query(version).await.unwrap()[0][0].as_deref(), Some("18"));
     psql(&through, "sslmode=require channel_binding=require", version).is("18");
     psql(&through, "sslmode=require", "INSERT INTO item VALUES (1002, 'newer')").is("INSERT 0 1");
-    proxy.rows("ROLLBACK shop").await;
+    wait_until("the way back streams, and is taken", Duration::from_secs(60), || async { proxy.tell("ROLLBACK shop").await.code == 0 })
+        .await;
     assert_eq!(session.simple_query(version).await.unwrap()[0][0].as_deref(), Some("15"));
 }
 
