@@ -1,8 +1,6 @@
 //! An authority of our own and what it has signed, made by the `openssl` program.
 #![allow(dead_code)] // each of the tests that share it uses a part
 
-#![allow(dead_code)] // two test programs, each with its part
-
 use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt, chown},
