@@ -85,7 +85,10 @@ pub(super) async fn run(
                 let bytes = source.buffer.get(..needed).unwrap_or_default();
                 target.stream.write_all(bytes).await.map_err(|error| Broken::connection("write to the follower", error.into()))?;
                 owed = if refused.is_none() { left } else { owed - needed };
-                refused = refused.or(refusal(target).await?);
+                // Not again once it has: what comes next is the end of the command, which `finish` waits for.
+                if refused.is_none() {
+                    refused = refusal(target).await?;
+                }
             }
             source.buffer.advance(run);
             meter.moved(rows, run as u64).await;
