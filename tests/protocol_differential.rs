@@ -206,7 +206,9 @@ async fn and_alike_with_a_shadow_that_copies_everything() {
     let shadow = twins.proxy.shadow().await;
     let (compare, rehearsal) = (&shadow.compare, &shadow.rehearsal);
     eprintln!("    {} reads compared, {} transactions rehearsed", compare.sampled, rehearsal.transactions);
-    assert!(compare.same > 0 && rehearsal.transactions > 0, "the shadow has taken part in nothing: {compare:?} {rehearsal:?}");
+    // a replay of few conversations may have nothing for it
+    let replay = number("UNDERSTUDY_PROTOCOL_SEED").is_some();
+    assert!(replay || (compare.same > 0 && rehearsal.transactions > 0), "the shadow has taken part in nothing: {compare:?} {rehearsal:?}");
     assert_eq!((compare.different, compare.errors), (0, 0), "{:?}", compare.examples);
     assert_eq!((rehearsal.tag_mismatches, rehearsal.errors), (0, 0), "{:?}", rehearsal.examples);
     assert_eq!(shadow.feed.findings, 0, "{:?}", shadow.feed.finding_examples);

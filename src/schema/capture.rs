@@ -26,7 +26,7 @@ pub fn install_sql(publication: &str) -> String {
 CREATE SCHEMA IF NOT EXISTS understudy;
 
 CREATE OR REPLACE FUNCTION understudy.ddl_emit(event text, facts jsonb, touched oid[]) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $understudy$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on AS $understudy$
 DECLARE
   described oid[];
   rewritten text := coalesce(current_setting('understudy.rewritten', true), '');
@@ -50,7 +50,7 @@ BEGIN
 END $understudy$;
 
 CREATE OR REPLACE FUNCTION understudy.ddl_failed(tag text, reason text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $understudy$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on AS $understudy$
 BEGIN
   PERFORM pg_logical_emit_message(true, '{PREFIX}',
     jsonb_build_object('version', 1, 'event', 'capture_failed', 'tag', tag, 'error', reason)::text);
@@ -59,7 +59,7 @@ END $understudy$;
 
 -- Keeps new tables in the publication, and tables without a key able to UPDATE and DELETE while they are published.
 CREATE OR REPLACE FUNCTION understudy.ddl_publish(touched oid[]) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $understudy$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on AS $understudy$
 DECLARE
   publication pg_publication;
   relation record;
@@ -86,7 +86,7 @@ BEGIN
 END $understudy$;
 
 CREATE OR REPLACE FUNCTION understudy.ddl_rewrite() RETURNS event_trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $understudy$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on AS $understudy$
 BEGIN
   PERFORM set_config('understudy.rewritten', coalesce(current_setting('understudy.rewritten', true), '')
     || format('%s:%s ', pg_event_trigger_table_rewrite_oid()::bigint, pg_event_trigger_table_rewrite_reason()), true);
@@ -94,7 +94,7 @@ EXCEPTION WHEN OTHERS THEN PERFORM understudy.ddl_failed('table rewrite', SQLERR
 END $understudy$;
 
 CREATE OR REPLACE FUNCTION understudy.ddl_end() RETURNS event_trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $understudy$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on AS $understudy$
 DECLARE
   commands jsonb;
   touched oid[];
@@ -148,7 +148,7 @@ EXCEPTION WHEN OTHERS THEN PERFORM understudy.ddl_failed(tg_tag, SQLERRM);
 END $understudy$;
 
 CREATE OR REPLACE FUNCTION understudy.ddl_drop() RETURNS event_trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $understudy$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on AS $understudy$
 DECLARE
   dropped jsonb;
   touched oid[];

@@ -88,6 +88,8 @@ pub struct Cycle {
     skipping: bool,
     /// CopyDone and CopyFail taken from the client in this cycle, before and behind its end, that no COPY has used up.
     copies_ended: [u32; 2],
+    /// Some of it has been answered.
+    answered: bool,
     pending: VecDeque<Pending>,
     /// What it ran, in order; empty unless copies are wanted.
     pub executed: Vec<Executed>,
@@ -124,6 +126,7 @@ impl Cycle {
             unanswered: 0,
             skipping: false,
             copies_ended: [0; 2],
+            answered: false,
             pending: VecDeque::new(),
             executed: Vec::new(),
             ran: 0,
@@ -275,7 +278,8 @@ impl Conversation {
 
     /// Marks the newest cycle for comparison of its answer.
     pub fn capture_newest(&mut self) {
-        if let Some(cycle) = self.cycles.back_mut() {
+        // an error is sent before the client's Sync, rows behind a Flush as well: half an answer would be compared
+        if let Some(cycle) = self.cycles.back_mut().filter(|cycle| !cycle.answered) {
             cycle.capture = Some(Answer::default());
         }
     }
@@ -543,6 +547,7 @@ impl Conversation {
             b'C' | b'E' | b'Z' => self.data_wanted = false,
             _ => {}
         }
+        cycle.answered |= !matches!(tag, b'A' | b'N' | b'S');
         let of_extended = cycle.unanswered > 0 && !cycle.skipping;
         if matches!(tag, b'1' | b'2' | b'3' | b'T' | b'n' | b'C' | b'I' | b's') {
             cycle.unanswered = cycle.unanswered.saturating_sub(1);

@@ -392,9 +392,10 @@ impl Relay {
             }
             let Some(body) = self.from_client.get(run + 5..run + header.len) else { break Next::Io };
             if header.tag == b'X' {
-                // the server answers what came before; nothing of the client is looked at behind it
+                // The server answers what came before, and then ends, whatever we think is owed; nothing of the client is
+                // looked at behind it.
                 self.client_ended = true;
-                self.forward_client(run);
+                self.forward_client(run + header.len);
                 self.from_client.clear();
                 return Ok(Next::Io);
             }

@@ -414,7 +414,7 @@ fn malformed(random: &mut Rng) -> Unit {
 
 /// The connection ends here.
 fn ending(random: &mut Rng) -> Unit {
-    let out = Request::new().copy_fail("the end").sync().query("ROLLBACK");
+    let out = Request::new().copy_fail("the end").sync().query("ROLLBACK").query("RESET ALL");
     let unit = Unit::send(out).barrier();
     match random.u32(..9) {
         0 => unit.then(Request::new().raw(b'X', b"")).last(Action::AwaitEnd),

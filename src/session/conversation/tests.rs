@@ -117,6 +117,20 @@ fn close_and_deallocate_forget() {
 }
 
 #[test]
+fn half_an_answer_is_not_compared() {
+    for early in [false, true] {
+        let mut talk = Talk::new();
+        talk.client(&[P, B, E]);
+        if early {
+            talk.server(&[ERROR]); // servers send errors at once
+        }
+        talk.client(&[S]);
+        talk.conversation.capture_newest();
+        assert_eq!(talk.conversation.is_capturing(), !early);
+    }
+}
+
+#[test]
 fn a_copy_of_a_query_swallows_syncs_too() {
     let copy: (u8, &[u8]) = (b'Q', b"COPY t FROM STDIN\0");
     for late in [false, true] {
