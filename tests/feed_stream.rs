@@ -1,62 +1,19 @@
 //! What the feed does with big transactions that have not ended, with prepared ones, and with a backlog.
 
+#[path = "support/feed_play.rs"]
+mod play;
 #[path = "support/feed_servers.rs"]
 mod servers;
 
-use arc_swap::ArcSwap;
+use play::{catch_up, eventually, spec, start_faulty as start, streaming};
 use servers::Server;
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
-};
+use std::sync::atomic::Ordering;
 use tokio_postgres::Client;
 use understudy::{
-    cdc::{self, Direction, Fault, Feed, FeedSpec, Start},
+    cdc::{self, Fault, Feed, Start},
     lsn::Lsn,
     metadata::Repository,
-    schema::Adapter,
 };
-
-const PATIENCE: Duration = Duration::from_secs(60);
-
-fn spec(from: &Server, to: &Server, database: &str) -> FeedSpec {
-    FeedSpec {
-        database: database.into(),
-        shadow: "copy".into(),
-        direction: Direction::Forward,
-        from: from.url(database),
-        to: to.url(database),
-        copy_workers: 2,
-    }
-}
-
-fn start(spec: &FeedSpec, start: Start, repository: &Repository, fault: &Fault) -> Feed {
-    let adapter = Adapter::new(spec.database.clone(), spec.shadow.clone(), repository.clone(), Arc::new(ArcSwap::from_pointee(0.95)));
-    Feed::start(spec.clone(), start, Arc::new(adapter), repository.clone(), fault.clone())
-}
-
-async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition().await {
-        assert!(Instant::now() < deadline, "{what} did not happen");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-async fn streaming(feed: &Feed) {
-    eventually("streaming", async || {
-        let state = feed.state().state;
-        assert!(!state.starts_with("failed"), "{state}");
-        feed.is_streaming()
-    })
-    .await;
-}
-
-async fn catch_up(feed: &Feed, owner: &Client) {
-    let row = owner.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await.unwrap();
-    let lsn: Lsn = row.get::<_, &str>(0).parse().unwrap();
-    feed.wait_applied(lsn, PATIENCE).await.unwrap_or_else(|error| panic!("{error}; {:?}", feed.state()));
-}
 
 async fn digest(client: &Client, table: &str) -> (i64, Option<String>) {
     let sql = format!("SELECT count(*), md5(string_agg(t::text, '|' ORDER BY t::text COLLATE \"C\")) FROM {table} t");

@@ -84,17 +84,7 @@ async fn reach(url: &ServerUrl, encryption: Encryption) -> Result<Stream, Backen
                 Err(error) => Err(error.into()),
             },
             (Err(stream), Encryption::IfOffered) => Ok(stream),
-            (Err(_), _) => {
-                let sslmode = match url.sslmode {
-                    SslMode::Disable => "disable",
-                    SslMode::Allow => "allow",
-                    SslMode::Prefer => "prefer",
-                    SslMode::Require => "require",
-                    SslMode::VerifyCa => "verify-ca",
-                    SslMode::VerifyFull => "verify-full",
-                };
-                Err(BackendError::NoTls { server: server(), sslmode })
-            }
+            (Err(_), _) => Err(BackendError::NoTls { server: server(), sslmode: url.sslmode.as_str() }),
         },
     }
 }

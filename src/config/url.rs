@@ -96,6 +96,20 @@ pub struct ServerUrl {
     pub tls: ServerTls,
 }
 
+impl SslMode {
+    /// As libpq spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            SslMode::Disable => "disable",
+            SslMode::Allow => "allow",
+            SslMode::Prefer => "prefer",
+            SslMode::Require => "require",
+            SslMode::VerifyCa => "verify-ca",
+            SslMode::VerifyFull => "verify-full",
+        }
+    }
+}
+
 impl ServerUrl {
     /// Parses a connection URL.
     ///
@@ -147,15 +161,7 @@ impl ServerUrl {
 
     /// What the url says about TLS, in the environment variables of libpq, for its programs.
     pub fn tls_environment(&self) -> Vec<(&'static str, std::ffi::OsString)> {
-        let mode = match self.sslmode {
-            SslMode::Disable => "disable",
-            SslMode::Allow => "allow",
-            SslMode::Prefer => "prefer",
-            SslMode::Require => "require",
-            SslMode::VerifyCa => "verify-ca",
-            SslMode::VerifyFull => "verify-full",
-        };
-        let mut variables = vec![("PGSSLMODE", mode.into())];
+        let mut variables = vec![("PGSSLMODE", self.sslmode.as_str().into())];
         match &self.tls.roots {
             Some(RootCertificates::File(path)) => variables.push(("PGSSLROOTCERT", path.into())),
             Some(RootCertificates::System) => variables.push(("PGSSLROOTCERT", "system".into())),

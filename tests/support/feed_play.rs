@@ -32,8 +32,13 @@ pub fn spec(from: &Server, to: &Server, database: &str) -> FeedSpec {
 }
 
 pub fn start(spec: &FeedSpec, start: Start, repository: &Repository) -> Feed {
+    start_faulty(spec, start, repository, &Fault::default())
+}
+
+/// A feed whose faults the test sets.
+pub fn start_faulty(spec: &FeedSpec, start: Start, repository: &Repository, fault: &Fault) -> Feed {
     let adapter = Adapter::new(spec.database.clone(), spec.shadow.clone(), repository.clone(), Arc::new(ArcSwap::from_pointee(0.95)));
-    Feed::start(spec.clone(), start, Arc::new(adapter), repository.clone(), Fault::default())
+    Feed::start(spec.clone(), start, Arc::new(adapter), repository.clone(), fault.clone())
 }
 
 pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
