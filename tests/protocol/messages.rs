@@ -37,6 +37,11 @@ pub async fn simple(stage: &Stage) {
     assert_eq!(status(&mut raw, "SAVEPOINT a; SELECT nonsense").await.0, 'E');
     assert_eq!(status(&mut raw, "COMMIT AND CHAIN").await, ('T', "ROLLBACK\0".into()), "COMMIT of a failed transaction");
     assert_eq!(status(&mut raw, "COMMIT").await, ('I', "COMMIT\0".into()));
+    // a procedure that commits, where it may and where it may not
+    raw.query("CREATE PROCEDURE pg_temp.commits() LANGUAGE plpgsql AS 'BEGIN COMMIT; END'").await;
+    assert_eq!(status(&mut raw, "CALL pg_temp.commits()").await, ('I', "CALL\0".into()));
+    assert_eq!(status(&mut raw, "BEGIN; CALL pg_temp.commits()").await.0, 'E');
+    assert_eq!(status(&mut raw, "ROLLBACK").await, ('I', "ROLLBACK\0".into()));
 }
 
 /// 16, 19: Flush gives what is there and ends nothing; an error comes at once; Sync ends an implicit transaction.
