@@ -549,6 +549,10 @@ impl Relay {
                 }
                 FromServer::Finished(finished) => {
                     run += header.len;
+                    if finished.cycle.capture.is_some() || self.remembered.is_some() {
+                        self.forward_server(run); // handing copies over is not for the client to wait for
+                        run = 0;
+                    }
                     self.finished(*finished);
                 }
             }
