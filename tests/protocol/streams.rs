@@ -169,8 +169,7 @@ pub async fn hostile(stage: &Stage) {
         format!("SELECT {}1", "@ ".repeat(50_000)),
         "SELECT \u{1}\u{7f}\u{fffe} \\x".into(),
     ] {
-        for request in [Request::new().query(&text), Request::new().parse("", &text, &[]).bind("", "", &[], &[], &[]).execute("", 0).sync()]
-        {
+        for request in [Request::new().query(&text), Request::new().run(&text).sync()] {
             raw.send(&request.0).await;
             let seen = raw.until_ready(1).await;
             assert!(seen.iter().all(|message| message.tag != b'E') || codes(&seen).iter().all(|code| code != "08006"));
