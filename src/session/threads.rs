@@ -65,6 +65,7 @@ impl Threads {
         match self.threads.iter().min_by_key(|thread| thread.sessions.load(Ordering::Relaxed)) {
             Some(thread) => {
                 let counted = Counted::new(&thread.sessions);
+                let session = Box::pin(session); // or the task would have its room twice
                 thread.runtime.spawn(async move {
                     session.await;
                     drop(counted);
