@@ -99,6 +99,6 @@ async fn crowds_do_no_harm() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cancel_reaches_the_shadow_and_comes_over_tls() {
+async fn a_served_read_is_cancelled_on_the_shadow() {
     cancels::served().await;
 }
