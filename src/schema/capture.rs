@@ -72,7 +72,10 @@ BEGIN
       EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = publication.oid AND r.prrelid = c.oid) AS published,
       EXISTS (SELECT FROM pg_index x WHERE x.indrelid = c.oid AND x.indisprimary) AS keyed
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.oid = ANY (touched) AND c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND {NAMESPACE_IS_USERS}
+    -- A partition that was detached is not named by the command, and is a table of its own from now on.
+    WHERE (c.oid = ANY (touched) OR NOT c.relispartition
+        AND NOT EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = publication.oid AND r.prrelid = c.oid))
+      AND c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND {NAMESPACE_IS_USERS}
       AND NOT EXISTS (SELECT FROM pg_depend x WHERE x.classid = 'pg_class'::regclass AND x.objid = c.oid AND x.deptype = 'e')
   LOOP
     IF NOT relation.keyed AND relation.relreplident = 'd' THEN
