@@ -3,7 +3,7 @@
 use super::{
     AdaptConfig, AuthConfig, Config, ConsoleUser, CopyConfig, DatabaseConfig, FeedKind, MirrorWrites, PoolMode, ProxyConfig, RevertConfig,
     Secret, ServerUrl, ShadowConfig, ShiftConfig, TlsConfig, TlsVersion, UserConfig, UserSource, limits,
-    raw::{RawAuth, RawConfig, RawDatabase, RawProxy, RawRevert, RawShadow, RawShift, RawTls},
+    raw::{RawAuth, RawConfig, RawCopy, RawDatabase, RawProxy, RawRevert, RawShadow, RawShift, RawTls},
 };
 use std::{collections::HashSet, net::SocketAddr, ops::Range, path::Path, time::Duration};
 use toml::Spanned;
@@ -167,24 +167,27 @@ impl Reader<'_> {
             Some(value) => match value.get_ref().as_str() {
                 "cdc" => FeedKind::Cdc,
                 "none" => FeedKind::None,
-                "mirror" => return refuse(value.span(), "feed \"mirror\" is not available in this version: use \"cdc\" or \"none\""),
-                other => return refuse(value.span(), format!("feed is \"cdc\" or \"none\", not \"{other}\"")),
+                "mirror" => FeedKind::Mirror,
+                other => return refuse(value.span(), format!("feed is \"cdc\", \"mirror\" or \"none\", not \"{other}\"")),
             },
         };
         let mirror_writes = match &raw.mirror_writes {
+            None if feed == FeedKind::Mirror => MirrorWrites::Apply,
             None => MirrorWrites::Off,
-            Some(value) => match value.get_ref().as_str() {
-                "off" => MirrorWrites::Off,
-                "rehearse" => MirrorWrites::Rehearse,
-                "apply" => {
-                    return refuse(
-                        value.span(),
-                        "mirror_writes \"apply\" belongs to feed \"mirror\", which this version does not have: use \"rehearse\"",
-                    );
+            Some(value) => match (value.get_ref().as_str(), feed) {
+                ("apply", FeedKind::Mirror) => MirrorWrites::Apply,
+                ("apply", _) => return refuse(value.span(), "mirror_writes \"apply\" belongs to feed \"mirror\": use \"rehearse\""),
+                ("off" | "rehearse", FeedKind::Mirror) => {
+                    return refuse(value.span(), "feed \"mirror\" lives by mirrored writes: leave mirror_writes out, or say \"apply\"");
                 }
-                other => return refuse(value.span(), format!("mirror_writes is \"off\" or \"rehearse\", not \"{other}\"")),
+                ("off", _) => MirrorWrites::Off,
+                ("rehearse", _) => MirrorWrites::Rehearse,
+                (other, _) => return refuse(value.span(), format!("mirror_writes is \"off\", \"rehearse\" or \"apply\", not \"{other}\"")),
             },
         };
+        if let (Some(value), FeedKind::Mirror) = (raw.serve_reads.as_ref().filter(|value| *value.get_ref() > 0.0), feed) {
+            return refuse(value.span(), "a shadow with feed \"mirror\" answers no reads: its rows are not proven to be the owner's");
+        }
         Ok(ShadowConfig {
             name,
             url: self.url(&raw.url)?,
@@ -202,7 +205,7 @@ impl Reader<'_> {
                     Some(value) => return refuse(value.span(), "auto_approve is a confidence between 0.5 and 1.0"),
                 },
             },
-            copy: CopyConfig { workers: in_range(raw.copy.workers, "workers", 1..=64, 2)? as usize },
+            copy: copy(raw.copy)?,
         })
     }
 
@@ -362,6 +365,23 @@ pub(super) fn bytes(value: &Spanned<String>) -> Result<usize, Refusal> {
     }
 }
 
+fn copy(raw: RawCopy) -> Result<CopyConfig, Refusal> {
+    let default = CopyConfig::default();
+    let spool_folder = match raw.spool_folder {
+        None => default.spool_folder,
+        Some(value) if value.get_ref().starts_with('/') => value.get_ref().into(),
+        Some(value) => return refuse(value.span(), "spool_folder is a folder's whole path, such as \"/var/tmp\""),
+    };
+    let spool_mib_max = match raw.spool_max {
+        None => default.spool_mib_max,
+        Some(value) => match bytes(&value)? >> 20 {
+            0 => return refuse(value.span(), "spool_max is at least \"1MB\""),
+            mib => mib as u64,
+        },
+    };
+    Ok(CopyConfig { workers: in_range(raw.workers, "workers", 1..=64, default.workers as i64)? as usize, spool_folder, spool_mib_max })
+}
+
 fn revert(raw: RawRevert) -> Result<RevertConfig, Refusal> {
     Ok(RevertConfig {
         window: duration(raw.window, "window", Duration::from_secs(10))?,
@@ -438,6 +458,11 @@ sample_reads = 10.0
             ("sample_reads = 10.0", "shift.hold = \"soon\"", 10, "500ms"),
             ("sample_reads = 10.0", "revert.min_requests = 0", 10, "between"),
             ("sample_reads = 10.0", "[[database.shadow]]\nname = \"pg18\"\nurl = \"postgres://app@h/x\"", 11, "defined twice"),
+            ("sample_reads = 10.0", "feed = \"mirror\"\nmirror_writes = \"rehearse\"", 11, "leave mirror_writes out"),
+            ("sample_reads = 10.0", "feed = \"mirror\"\nserve_reads = 5.0", 11, "answers no reads"),
+            ("sample_reads = 10.0", "mirror_writes = \"apply\"", 10, "belongs to feed"),
+            ("sample_reads = 10.0", "copy.spool_folder = \"tmp\"", 10, "whole path"),
+            ("sample_reads = 10.0", "copy.spool_max = \"1kB\"", 10, "1MB"),
             ("${SHOP_PASSWORD}", "${NOPE}", 6, "NOPE is not set"),
             ("10.0.0.2", "10.0.0.1", 9, "source itself"),
             ("name = \"shop\"", "name = \"understudy\"", 5, "console"),

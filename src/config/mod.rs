@@ -186,6 +186,8 @@ pub struct ShadowConfig {
 pub enum FeedKind {
     /// Logical replication; our applier is the only writer.
     Cdc,
+    /// Clients' writes are run on the shadow as well, and committed: for sources without logical decoding.
+    Mirror,
     /// Nothing keeps the shadow in step.
     None,
 }
@@ -198,6 +200,8 @@ pub enum MirrorWrites {
     Off,
     /// Run, measured, compared and rolled back.
     Rehearse,
+    /// Committed: what feed "mirror" does, and only it.
+    Apply,
 }
 
 /// `[database.shadow.revert]`: any one of these drops `serve_reads` to 0 and raises an alert.
@@ -244,6 +248,17 @@ pub struct AdaptConfig {
 pub struct CopyConfig {
     /// Tables copied at the same time.
     pub workers: usize,
+    /// Where big transactions wait that have not ended.
+    pub spool_folder: PathBuf,
+    /// How much of them may wait, in MiB.
+    pub spool_mib_max: u64,
+}
+
+impl Default for CopyConfig {
+    /// As much spooled as a busy server spills itself, well below what a disk for temporary files has.
+    fn default() -> Self {
+        CopyConfig { workers: 2, spool_folder: std::env::temp_dir(), spool_mib_max: 4_096 }
+    }
 }
 
 /// Durations as seconds in JSON.

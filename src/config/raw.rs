@@ -140,4 +140,6 @@ pub(super) struct RawAdapt {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawCopy {
     pub workers: Option<Spanned<i64>>,
+    pub spool_folder: Option<Spanned<String>>,
+    pub spool_max: Option<Spanned<String>>,
 }

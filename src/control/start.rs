@@ -9,7 +9,7 @@ use super::{
 use crate::{
     auth::{AuthError, Policy},
     cdc::{Direction, Start},
-    config::{self, Config, ConfigError, DatabaseConfig},
+    config::{self, Config, ConfigError, DatabaseConfig, FeedKind},
     console,
     cutover::recover::{self, Unfinished},
     metadata::{MetadataError, Owner, Repository, Severity},
@@ -467,12 +467,16 @@ fn resume(controller: &Arc<Controller>, managed: &Arc<Managed>, recovery: Recove
 }
 
 /// Goes on with the feeds that an operator had started, but for one that runs already.
-pub(super) fn resume_feeds(controller: &Controller, managed: &Managed, running: Option<&str>) -> Result<(), StartError> {
+pub(super) fn resume_feeds(controller: &Controller, managed: &Arc<Managed>, running: Option<&str>) -> Result<(), StartError> {
     let owner = managed.database.route.load().owner.clone();
     let name = &managed.database.name;
     for shadow in &managed.shadows {
         let started = controller.repository.is_started(name, &shadow.name())?;
         if !started || running == Some(&shadow.name()) {
+            continue;
+        }
+        if shadow.config.load().feed == FeedKind::Mirror {
+            managed.start_mirror(shadow, &controller.repository);
             continue;
         }
         let direction = if shadow.route.target == owner { Direction::Reverse } else { Direction::Forward };

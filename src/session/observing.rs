@@ -6,11 +6,12 @@ use super::{
     relay::Relay,
 };
 use crate::{
-    sql::{Kind, TransactionVerb},
+    sql::{Class, Kind, TransactionVerb},
     traffic::{
         copies::{Copy, Dropped, RehearsedStep, RehearsedTransaction, SampledRead},
         database::monotonic_ms,
         fence::Needed,
+        mirror::{MirroredStep, MirroredTransaction},
         route::ShadowRoute,
     },
     wire,
@@ -31,6 +32,14 @@ pub(super) struct Remembered {
     steps: Vec<RehearsedStep>,
     bytes: usize,
     left_out: Option<&'static str>,
+    /// Why it cannot be run again and committed.
+    not_mirrored: Option<&'static str>,
+    /// How it ended, if COMMIT or ROLLBACK was seen.
+    committed: Option<bool>,
+    /// Some statement of it failed.
+    failed: bool,
+    /// Steps that failed on the owner, by number.
+    failures: Vec<usize>,
     wrote: bool,
     began_at: crate::lsn::Lsn,
     needed: Needed,
@@ -59,10 +68,15 @@ impl Relay {
         let route = self.database.route.load();
         self.conversation.recording = route.shadows.iter().any(|shadow| shadow.is_interested());
         let rehearse = route.shadows.iter().any(|shadow| shadow.rehearse.load(Ordering::Relaxed) && shadow.in_step.load(Ordering::Relaxed));
-        self.remembered = rehearse.then(|| Remembered {
+        let mirrored = route.shadows.iter().any(|shadow| shadow.mirror.is_recording());
+        self.remembered = (rehearse || mirrored).then(|| Remembered {
             steps: Vec::new(),
             bytes: 0,
             left_out: None,
+            not_mirrored: None,
+            committed: None,
+            failed: false,
+            failures: Vec::new(),
             wrote: false,
             began_at: self.database.ticks.newest(),
             needed: self.database.ticks.needed_now(),
@@ -165,19 +179,39 @@ impl Relay {
             return;
         }
         let Some(remembered) = &mut self.remembered else { return };
+        let cycle_failed = cycle.failed;
         if cycle.opaque {
             remembered.left_out = Some("message too large or of a kind that is not copied");
+            remembered.not_mirrored = remembered.left_out;
         }
         if cycle.failed {
             remembered.left_out = Some("failed on the owner");
+            remembered.failed = true;
+            if !alone {
+                remembered.not_mirrored = Some("failed in a message with others");
+            }
         }
         remembered.wrote |= cycle.wrote;
         for executed in cycle.executed {
+            if let Kind::Transaction(verb) = executed.class.kind {
+                match verb {
+                    _ if !executed.class.single => remembered.not_mirrored = Some("several statements in one message"),
+                    TransactionVerb::Commit => remembered.committed = Some(executed.tags.first().is_none_or(|tag| &tag[..] != b"ROLLBACK")),
+                    TransactionVerb::Rollback => remembered.committed = Some(false),
+                    TransactionVerb::Prepared => remembered.not_mirrored = Some("two-phase commit"),
+                    TransactionVerb::Begin { .. } | TransactionVerb::Savepoint => {}
+                }
+                if matches!(verb, TransactionVerb::Rollback) {
+                    remembered.left_out = Some("rolled back by the client");
+                    continue;
+                }
+            } else if let Some(reason) = not_mirrored(&executed.class) {
+                remembered.not_mirrored = Some(reason);
+            }
             match executed.class.kind {
                 // `RELEASE s; COMMIT` counts as its first verb: on the shadow its COMMIT would be carried out
                 Kind::Transaction(_) if !executed.class.single => remembered.left_out = Some("several statements in one message"),
                 Kind::Transaction(TransactionVerb::Commit) => continue,
-                Kind::Transaction(TransactionVerb::Rollback) => remembered.left_out = Some("rolled back by the client"),
                 Kind::Transaction(TransactionVerb::Prepared) => remembered.left_out = Some("two-phase commit"),
                 Kind::Transaction(_) | Kind::Read => {}
                 _ if !executed.class.single => remembered.left_out = Some("several statements in one message"),
@@ -187,8 +221,12 @@ impl Relay {
             remembered.bytes += executed.operation.bytes();
             if remembered.bytes > TRANSACTION_BYTES_MAX || remembered.steps.len() >= TRANSACTION_STEPS_MAX {
                 remembered.left_out = Some("transaction too large");
+                remembered.not_mirrored = remembered.left_out;
                 remembered.steps.clear();
                 continue;
+            }
+            if cycle_failed {
+                remembered.failures.push(remembered.steps.len());
             }
             remembered.steps.push(RehearsedStep {
                 operation: executed.operation,
@@ -199,8 +237,39 @@ impl Relay {
         }
     }
 
+    /// Hands the transaction to the shadows that live by mirrored writes.
+    fn mirror(&self, remembered: &Remembered) {
+        let route = self.database.route.load();
+        for shadow in route.shadows.iter().filter(|shadow| shadow.mirror.is_recording()) {
+            if !remembered.wrote {
+                continue;
+            }
+            // Without COMMIT or ROLLBACK: a statement of its own, which the server commits unless it fails.
+            let explicit = remembered.steps.first().is_some_and(|step| matches!(step.class.kind, Kind::Transaction(_)));
+            let committed = remembered.committed.unwrap_or(!explicit && !remembered.failed);
+            let state = (!self.conversation.pins.is_empty()).then_some("session state that the shadow does not share");
+            match remembered.not_mirrored.or(state) {
+                Some(reason) if committed || remembered.committed.is_none() && explicit => shadow.mirror.diverge(reason),
+                Some(_) => {}
+                None => {
+                    let steps = remembered.steps.iter().enumerate();
+                    let step = |(number, step): (usize, &RehearsedStep)| MirroredStep {
+                        step: step.clone(),
+                        failed: remembered.failures.contains(&number),
+                    };
+                    shadow.mirror.offer(MirroredTransaction {
+                        identity: self.identity.clone(),
+                        steps: steps.map(step).collect(),
+                        committed,
+                    });
+                }
+            }
+        }
+    }
+
     fn offer_transaction(&mut self) {
         let Some(remembered) = self.remembered.take() else { return };
+        self.mirror(&remembered);
         let writes = remembered.steps.iter().any(|step| !matches!(step.class.kind, Kind::Read | Kind::Transaction(_) | Kind::Session(_)));
         if !remembered.wrote || (!writes && remembered.left_out.is_none()) {
             return;
@@ -227,5 +296,16 @@ impl Relay {
                 observations.left_out.count(dropped.as_str());
             }
         }
+    }
+}
+
+/// Why a statement cannot be run again elsewhere and committed there.
+fn not_mirrored(class: &Class) -> Option<&'static str> {
+    match class.kind {
+        Kind::Read | Kind::Session(_) | Kind::Transaction(_) => None,
+        Kind::Copy if class.text.to_ascii_uppercase().contains(" TO STDOUT") => None,
+        Kind::Copy => Some("the data of a COPY are not remembered"),
+        Kind::Write | Kind::SchemaChange | Kind::Unknown if !class.single => Some("several statements in one message"),
+        Kind::Write | Kind::SchemaChange | Kind::Unknown => class.left_out.filter(|reason| reason.contains("third server")),
     }
 }

@@ -2,7 +2,7 @@
 //! serving grows, stops or goes back.
 //!
 //! Two halves. The hot half ([`route`], [`gate`], [`fence`], [`copies`], [`answer`]) is called by sessions: it reads one
-//! immutable [`route::Route`] and writes bounded queues. The cold half ([`comparator`], [`rehearsal`], [`judge`],
+//! immutable [`route::Route`] and writes bounded queues. The cold half ([`comparator`], [`rehearsal`], [`mirror`], [`judge`],
 //! [`ladder`]) works on the copies in tasks of its own.
 //!
 //! Deliberately absent: sockets of clients (that is `session`), SQL grammar (that is `sql`), any wait of a client for a
@@ -17,6 +17,7 @@ pub mod fence;
 pub mod gate;
 pub mod judge;
 pub mod ladder;
+pub mod mirror;
 pub mod observations;
 pub mod pulse;
 pub mod rehearsal;

@@ -3,6 +3,7 @@
 use super::{
     copies::CopyQueue,
     fence::{Fence, Needed},
+    mirror::Mirror,
     observations::Observations,
     rehearsal::Freshness,
 };
@@ -53,6 +54,8 @@ pub struct ShadowRoute {
     pub fence: Fence,
     /// Whether the feed has touched a table lately; empty while there is no feed.
     pub freshness: arc_swap::ArcSwapOption<Box<dyn Freshness>>,
+    /// Where committed writes go, for a shadow that is fed by them.
+    pub mirror: Mirror,
     /// Where copies go.
     pub queue: CopyQueue,
     /// What was seen.
@@ -147,10 +150,11 @@ impl ShadowRoute {
 
     /// Does this shadow want anything from sessions at all?
     pub fn is_interested(&self) -> bool {
-        self.in_step.load(Ordering::Relaxed)
-            && (self.sample_reads.0.load(Ordering::Relaxed) > 0
-                || self.serve_reads.0.load(Ordering::Relaxed) > 0
-                || self.rehearse.load(Ordering::Relaxed))
+        self.mirror.is_recording()
+            || self.in_step.load(Ordering::Relaxed)
+                && (self.sample_reads.0.load(Ordering::Relaxed) > 0
+                    || self.serve_reads.0.load(Ordering::Relaxed) > 0
+                    || self.rehearse.load(Ordering::Relaxed))
     }
 }
 
