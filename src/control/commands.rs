@@ -356,7 +356,7 @@ impl Controller {
                 shadow.route.serve_reads.set(earlier);
             }
         }
-        let (health, _) = observations.health(Duration::ZERO, Instant::now());
+        let (health, _) = observations.health(Duration::ZERO, &shadow.config.load().revert, Instant::now());
         let (served, fallbacks) = (observations.served.get() - before.0, observations.fallbacks.get() - before.1);
         let (fenced, candidates) = (observations.fenced.get() - before.2, observations.candidates.get() - before.3);
         let errors = managed.database.errors.get() - errors;

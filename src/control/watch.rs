@@ -171,7 +171,7 @@ async fn judge_and_climb(controller: Arc<Controller>, managed: Arc<Managed>, sha
             Some((feed, _)) => lag_of(&shadow, &feed),
             None => Duration::MAX,
         };
-        let (health, first_bad) = shadow.route.observations.health(lag, now);
+        let (health, first_bad) = shadow.route.observations.health(lag, &config.revert, now);
         if let Some(reason) = judge::verdict(&health, &config.revert) {
             let first_bad = first_bad.or_else(|| now.checked_sub(lag.min(config.revert.max_lag)));
             let state = shadow.revert(&reason, first_bad);

@@ -18,7 +18,7 @@ pub use histogram::{LATENCY_MAX_US, LatencyHistogram};
 pub use metrics_text::metrics_text;
 pub use profile::{FINGERPRINTS_MAX, QueryProfile};
 pub use resources::{ResourceError, ResourceSample, sample};
-pub use window::{Window, WindowCounts};
+pub use window::{SlowShare, Window, WindowCounts};
 
 use serde::{Deserialize, Serialize};
 

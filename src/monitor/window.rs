@@ -6,6 +6,7 @@ use super::{
 };
 use hdrhistogram::Histogram;
 use std::{
+    ops::Range,
     sync::Mutex,
     time::{Duration, Instant},
 };
@@ -25,6 +26,15 @@ pub struct WindowCounts {
     pub compared: u64,
     /// Comparisons that differ.
     pub different: u64,
+}
+
+/// How much of a window was slow, apart from its worst moment: the two neighbouring twentieths with the most of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SlowShare {
+    /// Latencies above the bound.
+    pub above: u64,
+    /// Latencies.
+    pub of: u64,
 }
 
 /// A sliding window. All methods take the time; times that go backward are counted where they belong, or not at all when
@@ -84,6 +94,45 @@ impl Window {
         summarize(&total)
     }
 
+    /// The value that `quantile` of the window's latencies are not above, in microseconds, without the worst moment: the one with
+    /// the most that the quantile of all would call slow. 0: nothing was recorded.
+    pub fn value_at(&self, quantile: f64, now: Instant) -> u64 {
+        let mut total = empty::<u32>(DIGITS);
+        self.for_each_bucket(now, |bucket| add(&mut total, &bucket.latencies));
+        let worst = self.worst_moment(total.value_at_quantile(quantile.min(0.9)), now);
+        let mut rest = empty::<u32>(DIGITS);
+        self.for_each_bucket(now, |bucket| {
+            if !worst.contains(&bucket.number) {
+                add(&mut rest, &bucket.latencies);
+            }
+        });
+        let kept = if rest.is_empty() { total } else { rest };
+        if kept.is_empty() { 0 } else { kept.value_at_quantile(quantile) }
+    }
+
+    /// Latencies of the window above a bound in microseconds, without the worst moment: a server that stands still once is not
+    /// slow, and one that stands still for longer than a moment, or again, is.
+    pub fn slower_than(&self, bound_us: u64, now: Instant) -> SlowShare {
+        let worst = self.worst_moment(bound_us, now);
+        let mut share = SlowShare::default();
+        self.for_each_bucket(now, |bucket| {
+            if !worst.contains(&bucket.number) {
+                share.above += bucket.above(bound_us);
+                share.of += bucket.latencies.len();
+            }
+        });
+        share
+    }
+
+    /// The numbers of the two neighbouring twentieths that have the most latencies above a bound. Empty: none has any.
+    fn worst_moment(&self, bound_us: u64, now: Instant) -> Range<u64> {
+        let mut parts = Vec::with_capacity(BUCKETS);
+        self.for_each_bucket(now, |bucket| parts.push((bucket.number, bucket.above(bound_us))));
+        let above = |number: u64| parts.iter().find(|part| part.0 == number).map_or(0, |part| part.1);
+        let moments = parts.iter().map(|(number, here)| (here + above(number + 1), *number));
+        moments.max().filter(|(above, _)| *above > 0).map_or(0..0, |(_, number)| number..number + 2)
+    }
+
     /// Counters of the window that ends now.
     pub fn counts(&self, now: Instant) -> WindowCounts {
         let mut total = WindowCounts::default();
@@ -130,6 +179,12 @@ impl Window {
 }
 
 impl Bucket {
+    /// Latencies above a bound in microseconds.
+    fn above(&self, bound_us: u64) -> u64 {
+        let latencies = &self.latencies;
+        if latencies.max() > bound_us { latencies.len().saturating_sub(latencies.count_between(0, bound_us)) } else { 0 }
+    }
+
     fn clear(&mut self, number: u64) {
         self.number = number;
         self.latencies.reset();
@@ -184,6 +239,21 @@ mod tests {
         window.record_comparison(false, at(20)); // its slot belongs to 30 s by now
         window.record_comparison(false, start - Duration::from_secs(1));
         assert_eq!(window.counts(at(30)), WindowCounts { errors: 0, compared: 2, different: 1 });
+    }
+
+    #[test]
+    fn what_is_slow_is_counted_without_the_worst_moment() {
+        let (window, start) = window();
+        let at = |ms| start + Duration::from_millis(ms);
+        for ms in 0..4_000 {
+            // twentieths are 500 ms: a stall over the border of two, and a single slow one elsewhere
+            window.record(Duration::from_millis(if (1_490..1_510).contains(&ms) || ms == 3_000 { 50 } else { 1 }), at(ms));
+        }
+        assert_eq!(window.slower_than(5_000, at(4_000)), SlowShare { above: 1, of: 3_000 });
+        assert_eq!(window.slower_than(60_000, at(4_000)).above, 0);
+        assert_eq!(window.slower_than(5_000, at(60_000)), SlowShare::default());
+        assert!(window.value_at(0.9, at(4_000)).abs_diff(1_000) <= 10 && window.value_at(1.0, at(4_000)) >= 50_000);
+        assert_eq!(window.value_at(1.0, at(60_000)), 0);
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! What was seen of one shadow: totals for people, and a sliding window for the judge.
 
-use super::judge::Health;
-use crate::monitor::{LatencyHistogram, QueryProfile, Window};
+use super::judge::{self, Health};
+use crate::{
+    config::RevertConfig,
+    monitor::{LatencyHistogram, QueryProfile, Window},
+};
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{
@@ -233,10 +236,16 @@ impl Observations {
     }
 
     /// The window as the judge sees it, and when its first bad observation was.
-    pub fn health(&self, lag: Duration, now: Instant) -> (Health, Option<Instant>) {
+    pub fn health(&self, lag: Duration, limits: &RevertConfig, now: Instant) -> (Health, Option<Instant>) {
         let recent = lock(&self.window);
         let newest = recent.number(now);
-        let mut health = Health { lag, owner: recent.owner.summary(now), shadow: recent.shadow.summary(now), ..Health::default() };
+        let mut health = Health {
+            lag,
+            owner: recent.owner.summary(now),
+            shadow: recent.shadow.summary(now),
+            slow: judge::slow(&recent.owner, &recent.shadow, limits, now),
+            ..Health::default()
+        };
         let mut first_bad = None;
         for bucket in &recent.buckets {
             if bucket.number + u64::from(BUCKETS) > newest {
@@ -271,10 +280,10 @@ mod tests {
             observations.shadow_outcome(Duration::from_millis(1), i % 2 == 0, start);
         }
         observations.decided(true, start);
-        let (health, first_bad) = observations.health(Duration::ZERO, start + Duration::from_secs(1));
+        let (health, first_bad) = observations.health(Duration::ZERO, &judge::tests::limits(), start + Duration::from_secs(1));
         assert_eq!((health.requests, health.errors, health.compared, health.different), (10, 5, 1, 1));
         assert_eq!(first_bad, Some(start));
-        let (health, first_bad) = observations.health(Duration::ZERO, start + Duration::from_secs(4));
+        let (health, first_bad) = observations.health(Duration::ZERO, &judge::tests::limits(), start + Duration::from_secs(4));
         assert_eq!((health.requests, health.compared, first_bad), (0, 0, None));
     }
 }
