@@ -6,7 +6,8 @@ use super::{
     applier::Command,
     copy,
     error::{Attempt, describe},
-    names::{ident, qualified},
+    mapped,
+    names::qualified,
     poll, sequences, session,
     shared::{HeldState, Shared, TableName, lock},
 };
@@ -99,7 +100,7 @@ async fn keep_sequences_ahead(shared: Arc<Shared>) -> Result<(), CdcError> {
         if !shared.is_streaming() {
             continue;
         }
-        match sequences::advance(&owner, &follower).await {
+        match sequences::advance(&owner, &follower, &shared.spec).await {
             Ok(_) => warned = false,
             Err(error) if owner.is_closed() || follower.is_closed() => return Err(error),
             Err(error) => {
@@ -209,9 +210,12 @@ async fn recopy(shared: &Shared, table: &TableName, asked: Lsn) -> Result<(), Cd
         )
         .await
         .attempt("read the table's columns")?;
-    let list = columns.iter().map(|row| ident(row.get(0))).collect::<Vec<_>>().join(", ");
     let partitioned = columns.first().is_some_and(|first| first.get(1));
-    let out = if partitioned { format!("COPY (SELECT {list} FROM {name}) TO STDOUT") } else { format!("COPY {name} ({list}) TO STDOUT") };
+    let names: Vec<String> = columns.iter().map(|row| row.get(0)).collect();
+    let from = if partitioned { name } else { format!("ONLY {name}") };
+    let (out, into) = mapped::copy_commands(&shared.spec.rules.load(), shared.spec.direction, table, &from, &names, "");
+    let there = shared.spec.name_there(table);
+    let name = qualified(&there.0, &there.1);
     // Without ONLY, tables that inherit from it would be emptied, too.
     let only = if partitioned { "" } else { "ONLY " };
     let writer = session::connect_writer(&shared.spec.to, "recopy writer").await?;
@@ -223,7 +227,7 @@ async fn recopy(shared: &Shared, table: &TableName, asked: Lsn) -> Result<(), Cd
     }
     // A table that the owner has dropped since has no rows; the stream says what becomes of it.
     if !columns.is_empty() {
-        copy::stream_table(&reader, &writer, &out, &format!("COPY {name} ({list}) FROM STDIN"), &name, |_| ()).await?;
+        copy::stream_table(&reader, &writer, &out, &into, &name, |_| ()).await?;
     }
     let marked = writer
         .execute(

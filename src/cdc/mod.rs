@@ -36,6 +36,7 @@ mod guard;
 mod held;
 mod install;
 pub mod leftovers;
+mod mapped;
 mod names;
 mod owner;
 pub mod pg_dump;
@@ -58,7 +59,7 @@ pub use install::{arm, arm_behind, disarm, emit_marker, leftovers};
 pub use names::feed_name;
 pub use sequences::sync_sequences_exact;
 
-use crate::config::ServerUrl;
+use crate::{config::ServerUrl, schema::mapping::SharedRules};
 
 /// Prefix of the logical messages that mark a place in the stream.
 pub const MARKER_PREFIX: &str = "understudy.marker";
@@ -87,4 +88,6 @@ pub struct FeedSpec {
     pub to: ServerUrl,
     /// Tables copied at the same time.
     pub copy_workers: usize,
+    /// How the shadow's schema differs from the source's.
+    pub rules: SharedRules,
 }

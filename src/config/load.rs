@@ -1,11 +1,17 @@
 //! From text to [`Config`]: defaults, ranges, uniqueness, `${ENV_VAR}`. Every refusal names file, line and remedy.
 
 use super::{
-    AdaptConfig, AuthConfig, Config, ConsoleUser, CopyConfig, DatabaseConfig, FeedKind, MirrorWrites, PoolMode, ProxyConfig, RevertConfig,
-    Secret, ServerUrl, ShadowConfig, ShiftConfig, TlsConfig, TlsVersion, UserConfig, UserSource,
-    raw::{RawAuth, RawConfig, RawDatabase, RawProxy, RawRevert, RawShadow, RawShift, RawTls},
+    AdaptConfig, AuthConfig, Config, ConsoleUser, CopyConfig, DatabaseConfig, FeedKind, MapRule, MirrorWrites, PoolMode, ProxyConfig,
+    RevertConfig, SchemaSource, Secret, ServerUrl, ShadowConfig, ShiftConfig, TlsConfig, TlsVersion, UserConfig, UserSource,
+    raw::{RawAuth, RawConfig, RawDatabase, RawMap, RawProxy, RawRevert, RawShadow, RawShift, RawTls},
 };
-use std::{collections::HashSet, net::SocketAddr, ops::Range, path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::SocketAddr,
+    ops::Range,
+    path::Path,
+    time::Duration,
+};
 use toml::Spanned;
 
 /// The file was refused as a whole.
@@ -49,7 +55,7 @@ pub fn parse(text: &str, path: &str, environment: &dyn Fn(&str) -> Option<String
     let invalid = |at: usize, reason: String| ConfigError::Invalid { path: path.to_owned(), line: line_of(text, at), reason };
     let raw: RawConfig = toml::from_str(text)
         .map_err(|error| invalid(error.span().map_or(0, |span| span.start), error.message().trim().replace('\n', " ")))?;
-    Reader { environment }.config(raw).map_err(|refusal| invalid(refusal.at, refusal.reason))
+    Reader { environment, text }.config(raw).map_err(|refusal| invalid(refusal.at, refusal.reason))
 }
 
 fn line_of(text: &str, offset: usize) -> usize {
@@ -67,6 +73,7 @@ fn refuse<T>(span: Range<usize>, reason: impl Into<String>) -> Result<T, Refusal
 
 struct Reader<'a> {
     environment: &'a dyn Fn(&str) -> Option<String>,
+    text: &'a str,
 }
 
 impl Reader<'_> {
@@ -184,6 +191,14 @@ impl Reader<'_> {
                 other => return refuse(value.span(), format!("mirror_writes is \"off\" or \"rehearse\", not \"{other}\"")),
             },
         };
+        let schema = match &raw.schema {
+            None => SchemaSource::Copy,
+            Some(value) => match value.get_ref().as_str() {
+                "copy" => SchemaSource::Copy,
+                "existing" => SchemaSource::Existing,
+                other => return refuse(value.span(), format!("schema is \"copy\" or \"existing\", not \"{other}\"")),
+            },
+        };
         Ok(ShadowConfig {
             name,
             url: self.url(&raw.url)?,
@@ -202,6 +217,39 @@ impl Reader<'_> {
                 },
             },
             copy: CopyConfig { workers: in_range(raw.copy.workers, "workers", 1..=64, 2)? as usize },
+            schema,
+            map: raw.map.into_iter().map(|map| self.map(map, schema)).collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn map(&self, raw: RawMap, schema: SchemaSource) -> Result<MapRule, Refusal> {
+        if schema != SchemaSource::Existing {
+            let reason = "a map needs schema = \"existing\" beside the shadow's url: where the source's schema is copied, nothing differs";
+            return refuse(raw.source.span(), reason);
+        }
+        if raw.left_out && (raw.shadow.is_some() || !raw.columns.is_empty() || !raw.using.is_empty()) {
+            return refuse(raw.source.span(), "a table that is left out has no other keys: remove left_out = true or the others");
+        }
+        for (column, expression) in raw.using.iter().chain(&raw.back) {
+            if raw.columns.get(column).is_some_and(|name| name.get_ref().is_empty()) {
+                return refuse(expression.span(), format!("column {column} is left out and has an expression: remove one of them"));
+            }
+            if expression.get_ref().trim().is_empty() {
+                return refuse(expression.span(), format!("the expression of column {column} is empty"));
+            }
+        }
+        if let Some((column, expression)) = raw.back.iter().find(|(column, _)| !raw.using.contains_key(*column)) {
+            return refuse(expression.span(), format!("column {column} has a way back without a way there: give it in `using`, too"));
+        }
+        let plain = |map: BTreeMap<String, Spanned<String>>| map.into_iter().map(|(name, value)| (name, value.into_inner())).collect();
+        Ok(MapRule {
+            line: line_of(self.text, raw.source.span().start),
+            source: raw.source.into_inner(),
+            shadow: raw.shadow.map(Spanned::into_inner).unwrap_or_default(),
+            left_out: raw.left_out,
+            columns: plain(raw.columns),
+            using: plain(raw.using),
+            back: plain(raw.back),
         })
     }
 
@@ -437,6 +485,15 @@ sample_reads = 10.0
             ("sample_reads = 10.0", "shift.hold = \"soon\"", 10, "500ms"),
             ("sample_reads = 10.0", "revert.min_requests = 0", 10, "between"),
             ("sample_reads = 10.0", "[[database.shadow]]\nname = \"pg18\"\nurl = \"postgres://app@h/x\"", 11, "defined twice"),
+            ("sample_reads = 10.0", "schema = \"mine\"", 10, "existing"),
+            ("sample_reads = 10.0", "[[database.shadow.map]]\nsource = \"orders\"", 11, "schema = \"existing\""),
+            (
+                "sample_reads = 10.0",
+                "schema = \"existing\"\n[[database.shadow.map]]\nsource = \"orders\"\nleft_out = true\nshadow = \"x\"",
+                12,
+                "left out",
+            ),
+            ("sample_reads = 10.0", "schema = \"existing\"\nmap = [{ source = \"a\", back = { b = \"c\" } }]", 11, "way there"),
             ("${SHOP_PASSWORD}", "${NOPE}", 6, "NOPE is not set"),
             ("10.0.0.2", "10.0.0.1", 9, "source itself"),
             ("name = \"shop\"", "name = \"understudy\"", 5, "console"),

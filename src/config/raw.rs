@@ -1,6 +1,7 @@
 //! `proxy.toml` as typed: every value keeps its place in the file, so that a refusal can name the line.
 
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use toml::Spanned;
 
 #[derive(Deserialize)]
@@ -93,6 +94,24 @@ pub(super) struct RawShadow {
     pub adapt: RawAdapt,
     #[serde(default)]
     pub copy: RawCopy,
+    pub schema: Option<Spanned<String>>,
+    #[serde(default)]
+    pub map: Vec<RawMap>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawMap {
+    pub source: Spanned<String>,
+    pub shadow: Option<Spanned<String>>,
+    #[serde(default)]
+    pub left_out: bool,
+    #[serde(default)]
+    pub columns: BTreeMap<String, Spanned<String>>,
+    #[serde(default)]
+    pub using: BTreeMap<String, Spanned<String>>,
+    #[serde(default)]
+    pub back: BTreeMap<String, Spanned<String>>,
 }
 
 #[derive(Deserialize, Default)]

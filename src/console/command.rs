@@ -65,8 +65,13 @@ pub enum Command {
         /// Only say what would be done.
         dry_run: bool,
     },
-    /// `ROLLBACK <db>`
-    Rollback(String),
+    /// `ROLLBACK <db> [ACCEPT LOSS]`
+    Rollback {
+        /// Database name.
+        database: String,
+        /// Although the shadow's mapping cannot give every value back.
+        accept_loss: bool,
+    },
     /// `VERIFY <shadow> [TABLE t] [REPAIR]`
     Verify {
         /// Shadow name.
@@ -109,6 +114,7 @@ pub enum Topic {
     Events,
     Alerts,
     Cutover,
+    Mapping,
     Leftovers,
     Help,
 }
@@ -137,7 +143,9 @@ impl fmt::Display for Command {
             Command::ShiftStop(shadow) => write!(f, "SHIFT STOP {}", Name(shadow)),
             Command::Revert(shadow) => write!(f, "REVERT {}", Name(shadow)),
             Command::Cutover { shadow, dry_run } => write!(f, "CUTOVER {}{}", Name(shadow), if *dry_run { " DRY RUN" } else { "" }),
-            Command::Rollback(database) => write!(f, "ROLLBACK {}", Name(database)),
+            Command::Rollback { database, accept_loss } => {
+                write!(f, "ROLLBACK {}{}", Name(database), if *accept_loss { " ACCEPT LOSS" } else { "" })
+            }
             Command::Verify { shadow, table, repair } => {
                 write!(f, "VERIFY {}", Name(shadow))?;
                 if let Some(table) = table {

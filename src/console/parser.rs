@@ -126,7 +126,14 @@ impl Parser<'_> {
                 }
                 Command::Cutover { shadow, dry_run }
             }
-            "ROLLBACK" => Command::Rollback(self.name("ROLLBACK")?),
+            "ROLLBACK" => {
+                let database = self.name("ROLLBACK")?;
+                let accept_loss = self.take("ACCEPT");
+                if accept_loss && !self.take("LOSS") {
+                    return Err(self.expected("ROLLBACK"));
+                }
+                Command::Rollback { database, accept_loss }
+            }
             "VERIFY" => {
                 let shadow = self.name("VERIFY")?;
                 let table = if self.take("TABLE") { Some(self.name("VERIFY")?) } else { None };

@@ -6,6 +6,7 @@
 mod commands;
 mod health;
 mod managed;
+mod mapping;
 mod metrics;
 mod operator;
 mod reload;

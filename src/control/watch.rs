@@ -9,6 +9,7 @@ use crate::{
     cdc::Direction,
     lsn::Lsn,
     metadata::{ProposalState, Severity},
+    schema::catalog::Catalog,
     sql::CatalogFacts,
     traffic::{database::monotonic_ms, judge},
 };
@@ -227,6 +228,11 @@ async fn look_for_drift(
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let source = super::commands::connect(&managed.config.load().source, "understudy drift").await?;
     let target = super::commands::connect(&shadow.config.load().url, "understudy drift").await?;
+    let rules = shadow.rules.load_full();
+    if rules.existing {
+        let (ours, theirs) = (Catalog::load(&source).await?, Catalog::load(&target).await?);
+        shadow.route.names.store(Some(Arc::new(rules.names(&ours, &theirs))));
+    }
     // rows that came since a column was filled get their values, too
     adapter.refill(&target).await?;
     for id in adapter.shadow_drift(&source, &target).await? {

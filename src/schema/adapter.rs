@@ -1,8 +1,10 @@
 //! The engine at its place in the stream: one message in, statements and proposals out.
 
 use super::{
-    SchemaError,
+    SchemaError, approval,
     catalog::{Catalog, Table},
+    experience,
+    mapping::SharedRules,
     message::Message,
     plan::Planned,
     policy,
@@ -105,6 +107,9 @@ pub struct Adapter {
     pub(super) memory: tokio::sync::Mutex<Option<Memory>>,
     /// Differences that the previous look at the shadow saw: only what is there twice is drift, and not a transaction on its way.
     pub(super) seen_before: std::sync::Mutex<BTreeSet<(String, String)>>,
+    /// How the shadow's schema differs on purpose, and whether the rows flow back from it.
+    pub(super) rules: SharedRules,
+    pub(super) back: bool,
     /// Proposals of a transaction that is being delivered again, to be used again.
     again: std::sync::Mutex<BTreeSet<i64>>,
 }
@@ -126,8 +131,16 @@ impl Adapter {
             auto_approve,
             memory: tokio::sync::Mutex::default(),
             seen_before: std::sync::Mutex::default(),
+            rules: SharedRules::default(),
+            back: false,
             again: std::sync::Mutex::default(),
         }
+    }
+
+    /// For a shadow whose schema differs on purpose.
+    #[must_use]
+    pub fn mapped(self, rules: SharedRules, back: bool) -> Self {
+        Adapter { rules, back, ..self }
     }
 
     /// The policy's threshold now.
@@ -244,10 +257,13 @@ impl Adapter {
     fn decide(&self, steps: Vec<Step>, mut reusable: BTreeSet<i64>) -> Result<(Adaptation, Vec<i64>), SchemaError> {
         let mut adaptation = Adaptation::default();
         let mut proposals = Vec::new();
+        let decided = self.repository.proposals(Some(&self.database))?;
         for step in steps {
-            let draft = step.planned.draft;
+            let mut draft = step.planned.draft;
+            experience::learn_from(&decided, &mut draft);
             let id = self.propose(&draft, &mut reusable)?;
             proposals.push(id);
+            self.overtake(&draft, id)?;
             let case = policy::Case { confidence: draft.confidence, loses_data: draft.loses_data, has_sql: !draft.sql.is_empty() };
             if policy::automatic(case, self.threshold()) {
                 adaptation.commit_alone |= draft.kind == "add_enum_value";
@@ -274,12 +290,27 @@ impl Adapter {
 
     fn propose(&self, draft: &ProposalDraft, reusable: &mut BTreeSet<i64>) -> Result<i64, SchemaError> {
         for id in reusable.iter().copied().collect::<Vec<_>>() {
-            if self.repository.proposal(id).is_ok_and(|stored| stored.draft == *draft) {
+            // What people decided meanwhile may have moved the confidence.
+            let same = |stored: &ProposalDraft| {
+                (&stored.object, &stored.kind, &stored.change, &stored.sql) == (&draft.object, &draft.kind, &draft.change, &draft.sql)
+            };
+            if self.repository.proposal(id).is_ok_and(|stored| same(&stored.draft)) {
                 reusable.remove(&id);
                 return Ok(id);
             }
         }
         Ok(self.repository.propose(&self.database, &self.shadow, draft)?)
+    }
+
+    /// Closes what waits about the same column of the same table: the newer suggestion was made knowing the older one's place.
+    fn overtake(&self, draft: &ProposalDraft, id: i64) -> Result<(), SchemaError> {
+        for waiting in self.repository.proposals(Some(&self.database))? {
+            if waiting.shadow == self.shadow && waiting.id < id && approval::overtaken(&waiting, draft) {
+                let note = format!("a later change of the same column overtook it: see proposal {id}");
+                self.repository.decide(waiting.id, ProposalState::Superseded, "policy", "", &note)?;
+            }
+        }
+        Ok(())
     }
 
     /// A rename overtakes proposals that wait: they are made anew under the new name. Every name in our SQL is quoted, so replacing is exact.

@@ -4,6 +4,7 @@
 use super::{
     Adapter, SchemaError,
     catalog::{Catalog, Column, Table},
+    experience,
     fill::{Order, predicted},
     plan::{ddl, draft},
     quote,
@@ -107,6 +108,10 @@ impl Adapter {
             None => self.recall()?.catalog,
         };
         let (source, shadow) = (Catalog::load(source).await?, Catalog::load(shadow).await?);
+        // What differs on purpose is no drift.
+        let rules = self.rules.load();
+        let source = rules.as_on_shadow(&source);
+        let memory = if self.back { memory } else { rules.as_on_shadow(&memory) };
         let mut rows = compare(&source, &shadow);
         if !memory.tables.is_empty() {
             let then = compare(&memory, &shadow);
@@ -147,7 +152,8 @@ impl Adapter {
         let known = self.repository.proposals(Some(&self.database))?;
         let mut ids = Vec::new();
         for row in rows {
-            for draft in self.remedy(&row, &source_catalog, &shadow_catalog, shadow).await? {
+            for mut draft in self.remedy(&row, &source_catalog, &shadow_catalog, shadow).await? {
+                experience::learn_from(&known, &mut draft);
                 let seen = known.iter().any(|one| {
                     let about_column = one.draft.kind == "drop_column"
                         && one.draft.object == draft.object
@@ -228,7 +234,8 @@ impl Adapter {
             return Ok(vec![]);
         }
         let name = quote::ident(&column.name);
-        let (class, p_class, p_null, why) = predicted(source, table, column);
+        let (class, p_class, p_null, why) =
+            predicted(source, table, column, &experience::lessons(&self.repository.proposals(Some(&self.database))?));
         let mut drafts = Vec::new();
         if column.not_null && column.default.is_none() {
             let value = constant_of(class, column);

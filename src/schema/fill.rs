@@ -324,8 +324,26 @@ async fn set_not_null(shadow: &Client, table: &Table, column: &Column) -> Result
 }
 
 /// The model's answer for a column: best class, its probability, the probability of NULL, and the reason.
-pub(super) fn predicted(catalog: &Catalog, table: &Table, column: &Column) -> (&'static str, f64, f64, String) {
-    let memory = live::memory(catalog, Some((&table.schema, &table.name, &column.name)));
+pub(super) fn predicted(
+    catalog: &Catalog,
+    table: &Table,
+    column: &Column,
+    lessons: &[(Order, String, f64)],
+) -> (&'static str, f64, f64, String) {
+    let mut memory = live::memory(catalog, Some((&table.schema, &table.name, &column.name)));
+    let mut taught = 0;
+    for (order, class, weight) in lessons {
+        // The column may be gone from the table since; what it was called still says something.
+        let host = catalog.table(&order.schema, &order.table).unwrap_or(table);
+        let learnt = match host.column(&order.column) {
+            Some(known) => live::case(host, known),
+            None => live::case(host, &Column { name: order.column.clone(), not_null: order.not_null, num: -1, ..column.clone() }),
+        };
+        if let Some(class) = t1::class_of(class) {
+            memory.learn(&learnt, class, *weight);
+            taught += 1;
+        }
+    }
     let case = live::case(table, column);
     let answer = Model::shipped().value_for_existing_rows(&case, &memory);
     let null = answer[0];
@@ -339,7 +357,7 @@ pub(super) fn predicted(catalog: &Catalog, table: &Table, column: &Column) -> (&
         answer[best] * 100.0,
         t1::CLASSES[best],
         null * 100.0
-    );
+    ) + &if taught > 0 { format!("; {taught} decisions of people about values count in it") } else { String::new() };
     (t1::CLASSES[best], answer[best], null, why)
 }
 

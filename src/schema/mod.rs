@@ -5,7 +5,9 @@
 //! - `catalog`, `diff`: schemas as values; differences by oid and attribute number, so renames are exact
 //! - `rules`, `plan`, `policy`: what PostgreSQL does with each change (data), our own DDL for it with its undo, who decides. Pure.
 //! - `mapping`: a shadow whose schema differs on purpose. Pure; the applier does not use it yet
+//! - `approval`: what a person gives instead of a suggestion, and which suggestions a later one overtakes. Pure
 //! - `foresee`: what a planned migration would do, before it is run
+//! - `experience`: what people here decided before, as evidence about the next suggestion. Pure
 //! - `adapter`, `steps`, `objects`, `drift`: the engine at work on servers
 //! - `model`, `synthetic`, `fill`: what rules cannot know (the value that old rows get), and plausible values for columns without data
 //!
@@ -18,11 +20,13 @@
 //! Sources: PostgreSQL documentation "Event Triggers", "ALTER TABLE", "System Catalogs"; the verdicts were measured on PostgreSQL 15.
 
 mod adapter;
+pub mod approval;
 pub mod capture;
 pub mod catalog;
 mod describe;
 pub mod diff;
 mod drift;
+mod experience;
 mod fill;
 pub mod foresee;
 pub mod mapping;
