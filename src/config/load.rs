@@ -1,9 +1,9 @@
 //! From text to [`Config`]: defaults, ranges, uniqueness, `${ENV_VAR}`. Every refusal names file, line and remedy.
 
 use super::{
-    AdaptConfig, AuthConfig, Config, ConsoleUser, CopyConfig, DatabaseConfig, FeedKind, MapRule, MirrorWrites, PoolMode, ProxyConfig,
-    RevertConfig, SchemaSource, Secret, ServerUrl, ShadowConfig, ShiftConfig, TlsConfig, TlsVersion, UserConfig, UserSource,
-    raw::{RawAuth, RawConfig, RawDatabase, RawMap, RawProxy, RawRevert, RawShadow, RawShift, RawTls},
+    AdaptConfig, AuthConfig, Config, ConsoleUser, CopyConfig, DatabaseConfig, FeedKind, FillRule, MapRule, MirrorWrites, PoolMode,
+    ProxyConfig, RevertConfig, SchemaSource, Secret, ServerUrl, ShadowConfig, ShiftConfig, TlsConfig, TlsVersion, UserConfig, UserSource,
+    raw::{RawAuth, RawConfig, RawDatabase, RawFill, RawMap, RawProxy, RawRevert, RawShadow, RawShift, RawTls},
 };
 use std::{
     collections::{BTreeMap, HashSet},
@@ -218,6 +218,7 @@ impl Reader<'_> {
             },
             copy: CopyConfig { workers: in_range(raw.copy.workers, "workers", 1..=64, 2)? as usize },
             schema,
+            fill: raw.fill.into_iter().map(fill).collect::<Result<_, _>>()?,
             map: raw.map.into_iter().map(|map| self.map(map, schema)).collect::<Result<_, _>>()?,
         })
     }
@@ -274,6 +275,28 @@ impl Reader<'_> {
         expanded.push_str(rest);
         Ok(expanded)
     }
+}
+
+fn fill(raw: RawFill) -> Result<FillRule, Refusal> {
+    let parts = raw.column.get_ref().split('.').count();
+    if !(2..=3).contains(&parts) {
+        return refuse(raw.column.span(), "column is table.column or schema.table.column, as the shadow has it");
+    }
+    if raw.values.is_empty() == raw.range.is_none() {
+        return refuse(raw.column.span(), "give either values = [\"…\"] or range = [from, to]");
+    }
+    if let Some(range) = raw.range.as_ref().filter(|range| range.get_ref()[0] > range.get_ref()[1]) {
+        return refuse(range.span(), "range is [from, to], the smaller number first");
+    }
+    if let Some(nulls) = raw.nulls.as_ref().filter(|nulls| !(0.0..=1.0).contains(nulls.get_ref())) {
+        return refuse(nulls.span(), "nulls is a share between 0.0 and 1.0");
+    }
+    Ok(FillRule {
+        column: raw.column.into_inner(),
+        values: raw.values,
+        range: raw.range.map(|range| range.into_inner().into()),
+        nulls: raw.nulls.map_or(0.0, Spanned::into_inner),
+    })
 }
 
 fn tls(raw: RawTls) -> Result<TlsConfig, Refusal> {
@@ -485,6 +508,9 @@ sample_reads = 10.0
             ("sample_reads = 10.0", "shift.hold = \"soon\"", 10, "500ms"),
             ("sample_reads = 10.0", "revert.min_requests = 0", 10, "between"),
             ("sample_reads = 10.0", "[[database.shadow]]\nname = \"pg18\"\nurl = \"postgres://app@h/x\"", 11, "defined twice"),
+            ("sample_reads = 10.0", "fill = [{ column = \"tier\", values = [\"a\"] }]", 10, "table.column"),
+            ("sample_reads = 10.0", "fill = [{ column = \"t.tier\" }]", 10, "either values"),
+            ("sample_reads = 10.0", "fill = [{ column = \"t.n\", range = [5, 1] }]", 10, "smaller"),
             ("sample_reads = 10.0", "schema = \"mine\"", 10, "existing"),
             ("sample_reads = 10.0", "[[database.shadow.map]]\nsource = \"orders\"", 11, "schema = \"existing\""),
             (

@@ -180,6 +180,21 @@ pub struct ShadowConfig {
     pub schema: SchemaSource,
     /// `[[database.shadow.map]]`: how that schema differs from the source's.
     pub map: Vec<MapRule>,
+    /// `[[database.shadow.fill]]`: values for columns that only the shadow has.
+    pub fill: Vec<FillRule>,
+}
+
+/// `[[database.shadow.fill]]`
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct FillRule {
+    /// `schema.table.column` on the shadow; without schema: of `public`.
+    pub column: String,
+    /// One of these each, in text form.
+    pub values: Vec<String>,
+    /// Or a whole number between these.
+    pub range: Option<(i64, i64)>,
+    /// Share of rows without a value, 0 to 1.
+    pub nulls: f64,
 }
 
 /// `schema`

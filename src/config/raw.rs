@@ -97,6 +97,18 @@ pub(super) struct RawShadow {
     pub schema: Option<Spanned<String>>,
     #[serde(default)]
     pub map: Vec<RawMap>,
+    #[serde(default)]
+    pub fill: Vec<RawFill>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawFill {
+    pub column: Spanned<String>,
+    #[serde(default)]
+    pub values: Vec<String>,
+    pub range: Option<Spanned<[i64; 2]>>,
+    pub nulls: Option<Spanned<f64>>,
 }
 
 #[derive(Deserialize)]

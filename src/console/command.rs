@@ -26,6 +26,13 @@ pub enum Command {
     },
     /// `RELOAD`
     Reload,
+    /// `SHOW SCHEMA DIFF <version> <version>`
+    SchemaDiff {
+        /// Version before.
+        before: i64,
+        /// Version after.
+        after: i64,
+    },
     /// `REMOVE LEFTOVERS <db>`
     RemoveLeftovers(String),
     /// `PAUSE [db]`
@@ -115,6 +122,7 @@ pub enum Topic {
     Alerts,
     Cutover,
     Mapping,
+    SchemaVersions,
     Leftovers,
     Help,
 }
@@ -124,6 +132,7 @@ impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Command::Show(topic) => write!(f, "SHOW {topic}"),
+            Command::SchemaDiff { before, after } => write!(f, "SHOW SCHEMA DIFF {before} {after}"),
             Command::Set { shadow, knob, value } => write!(f, "SET {} {} = {}", Name(shadow), Name(knob), Literal(value)),
             Command::Reload => f.write_str("RELOAD"),
             Command::RemoveLeftovers(name) => write!(f, "REMOVE LEFTOVERS {}", Name(name)),

@@ -35,6 +35,8 @@ pub const FORMS: &[Form] = &[
     form("SHOW FEED", "SHOW FEED", "copy progress, positions, lag, findings"),
     form("SHOW SCHEMA", "SHOW SCHEMA", "tables of both sides"),
     form("SHOW DRIFT", "SHOW DRIFT", "differences between the schemas"),
+    form("SHOW SCHEMA VERSIONS", "SHOW SCHEMA VERSIONS", "stored versions of both schemas, with their place in the stream"),
+    form("SHOW SCHEMA DIFF", "SHOW SCHEMA DIFF <version> <version>", "what differs between two stored versions"),
     form("SHOW MAPPING", "SHOW MAPPING", "where tables and columns are on a shadow whose schema differs, and what a way back loses"),
     form("SHOW PROPOSALS", "SHOW PROPOSALS", "schema adaptations, those that wait for a decision first"),
     form("SHOW EVENTS", "SHOW EVENTS", "what happened, newest first"),
@@ -88,6 +90,7 @@ pub(super) const TOPICS: &[(&str, Topic)] = &[
     ("ALERTS", Topic::Alerts),
     ("CUTOVER", Topic::Cutover),
     ("MAPPING", Topic::Mapping),
+    ("SCHEMA VERSIONS", Topic::SchemaVersions),
     ("LEFTOVERS", Topic::Leftovers),
     ("HELP", Topic::Help),
 ];

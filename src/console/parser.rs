@@ -93,6 +93,10 @@ struct Parser<'a> {
 impl Parser<'_> {
     fn command(&mut self, word: &str) -> Result<Command, CommandError> {
         Ok(match word {
+            "SHOW" if self.words_are(&["SCHEMA", "DIFF"]) => {
+                self.at += 2;
+                Command::SchemaDiff { before: self.id("SHOW SCHEMA DIFF")?, after: self.id("SHOW SCHEMA DIFF")? }
+            }
             "SHOW" => Command::Show(self.topic()?),
             "HELP" => Command::Show(Topic::Help),
             "SET" => self.set()?,
@@ -143,6 +147,13 @@ impl Parser<'_> {
             "SHUTDOWN" => Command::Shutdown,
             _ => return Err(unknown(self.tokens)),
         })
+    }
+
+    /// The next words are these.
+    fn words_are(&self, words: &[&str]) -> bool {
+        let next = self.tokens.get(self.at..).unwrap_or_default();
+        next.len() >= words.len()
+            && words.iter().zip(next).all(|(word, token)| token.word().is_some_and(|typed| typed.eq_ignore_ascii_case(word)))
     }
 
     fn topic(&mut self) -> Result<Topic, CommandError> {

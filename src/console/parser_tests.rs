@@ -161,6 +161,7 @@ fn commands_strategy() -> impl Strategy<Value = Command> {
         (name(), any::<bool>()).prop_map(|(shadow, dry_run)| Command::Cutover { shadow, dry_run }),
         (name(), any::<bool>()).prop_map(|(database, accept_loss)| Command::Rollback { database, accept_loss }),
         (name(), proptest::option::of(name()), any::<bool>()).prop_map(|(shadow, table, repair)| Command::Verify { shadow, table, repair }),
+        (1i64..1_000_000, 1i64..1_000_000).prop_map(|(before, after)| Command::SchemaDiff { before, after }),
         Just(Command::Shutdown),
     ]
 }

@@ -59,6 +59,7 @@ impl Controller {
         }
         match command {
             Command::Show(topic) => self.show(topic).await,
+            Command::SchemaDiff { before, after } => self.schema_diff(before, after),
             Command::Set { shadow, knob, value } => self.set(&shadow, &knob, &value, who),
             Command::Reload => self.reload(),
             Command::RemoveLeftovers(name) => self.remove_leftovers(&name, who).await,

@@ -219,7 +219,7 @@ impl ManagedShadow {
             served_before_step: std::sync::atomic::AtomicU64::new(0),
             reverted: Mutex::new(None),
             auto_approve: Arc::new(ArcSwap::from_pointee(config.adapt.auto_approve)),
-            rules: Rules::new(config.schema == SchemaSource::Existing, &config.map).shared(),
+            rules: Rules::new(config.schema == SchemaSource::Existing, &config.map).filling(&config.fill).shared(),
             fault: Fault::default(),
             adapter: Mutex::new(None),
             busy: tokio::sync::Mutex::new(()),

@@ -1,14 +1,15 @@
-//! A shadow whose schema differs on purpose, as operators see it.
+//! A shadow whose schema differs on purpose, and both schemas over time, as operators see them.
 
 use super::{
     Controller,
     commands::connect,
     managed::{Managed, ManagedShadow},
-    show::{row, table},
+    show::{row, table, utc},
 };
 use crate::{
     console::{Answer, CommandError},
-    schema::{catalog::Catalog, mapping::Mapping},
+    metadata::SchemaVersion,
+    schema::{DriftRow, catalog::Catalog, mapping::Mapping, version_difference},
 };
 use serde_json::{Value, json};
 
@@ -33,6 +34,37 @@ impl Controller {
     /// What the way back from a shadow would not give back.
     pub(super) async fn losses(&self, managed: &Managed, shadow: &ManagedShadow) -> Result<Vec<String>, CommandError> {
         Ok(self.mapping_of(managed, shadow).await?.map(|mapping| mapping.losses()).unwrap_or_default())
+    }
+
+    /// `SHOW SCHEMA VERSIONS`
+    pub(super) fn schema_versions(&self) -> Result<Answer, CommandError> {
+        let mut rows = Vec::new();
+        for managed in &self.databases {
+            let versions =
+                self.repository.schema_versions(&managed.database.name).map_err(|error| CommandError::Failed(error.to_string()))?;
+            let cells = |version: SchemaVersion| {
+                row([
+                    json!(version.id),
+                    json!(version.database),
+                    json!(version.side),
+                    json!(version.lsn.to_string()),
+                    json!(utc(version.at_ms)),
+                ])
+            };
+            rows.extend(versions.into_iter().map(cells));
+        }
+        Ok(table(&["version", "database", "side", "lsn", "at"], rows))
+    }
+
+    /// `SHOW SCHEMA DIFF`
+    pub(super) fn schema_diff(&self, before: i64, after: i64) -> Result<Answer, CommandError> {
+        let found = version_difference(&self.repository, before, after).map_err(|error| CommandError::Unknown(error.to_string()))?;
+        let cells = |one: DriftRow| {
+            // "only on the source" is what the earlier version alone has.
+            let kind = one.kind.replace("only on the source", "only before").replace("only on the shadow", "only after");
+            row([json!(one.object), json!(kind), json!(one.source), json!(one.shadow)])
+        };
+        Ok(table(&["object", "kind", "before", "after"], found.into_iter().map(cells).collect()))
     }
 
     /// `SHOW MAPPING`

@@ -213,8 +213,8 @@ impl ManagedShadow {
             self.route.observations.forget(new.revert.window);
         }
         self.auto_approve.store(Arc::new(new.adapt.auto_approve));
-        if old.map != new.map {
-            self.rules.store(Arc::new(Rules::new(new.schema == SchemaSource::Existing, &new.map)));
+        if old.map != new.map || old.fill != new.fill {
+            self.rules.store(Arc::new(Rules::new(new.schema == SchemaSource::Existing, &new.map).filling(&new.fill)));
         }
         self.config.store(Arc::new(new.clone()));
     }

@@ -51,6 +51,7 @@ impl Controller {
             Topic::Alerts => self.show_events(true)?,
             Topic::Cutover => self.show_cutover(),
             Topic::Mapping => self.show_mapping().await?,
+            Topic::SchemaVersions => self.schema_versions()?,
             Topic::Leftovers => self.show_leftovers().await,
             Topic::Help => crate::console::command::help(),
         })
@@ -422,6 +423,8 @@ impl Controller {
     fn show_proposals(&self) -> Result<Answer, CommandError> {
         let proposals = self.repository.proposals(None).map_err(|error| CommandError::Failed(error.to_string()))?;
         let rows = proposals.into_iter().map(|proposal| {
+            let shadow = self.databases.iter().flat_map(|managed| &managed.shadows).find(|shadow| shadow.name() == proposal.shadow);
+            let statements = shadow.map(|shadow| super::ahead::concerned_by(shadow, &proposal)).unwrap_or_default();
             let draft = proposal.draft;
             row([
                 json!(proposal.id),
@@ -434,6 +437,9 @@ impl Controller {
                 json!(draft.loses_data),
                 json!(draft.holds_table),
                 json!(draft.sql.join("; ")),
+                json!(draft.undo.join("; ")),
+                json!(draft.alternatives.join(" | ")),
+                json!(statements.join(", ")),
                 json!(draft.if_rejected),
                 json!(proposal.decided_by),
                 json!(if proposal.decided_ms == 0 { String::new() } else { utc(proposal.decided_ms) }),
@@ -451,6 +457,9 @@ impl Controller {
             "loses_data",
             "holds_table",
             "sql",
+            "undo",
+            "alternatives",
+            "statements",
             "if_rejected",
             "decided_by",
             "decided_at",

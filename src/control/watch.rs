@@ -37,6 +37,7 @@ pub(super) fn spawn_all(controller: &Arc<Controller>, tasks: &mut JoinSet<()>) {
         tasks.spawn(tick(managed.clone()));
         tasks.spawn(refresh_facts(managed.clone()));
         tasks.spawn(bypass(controller.clone(), managed.clone()));
+        tasks.spawn(super::ahead::assess(controller.clone(), managed.clone()));
         tasks.spawn(health::watch(
             controller.clone(),
             managed.clone(),

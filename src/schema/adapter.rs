@@ -206,6 +206,14 @@ impl Adapter {
         Ok(self.repository.store_schema(&self.database, &self.side, lsn, &document)?)
     }
 
+    /// Stores the shadow's own catalog, if it is another than before, at the engine's place in the stream.
+    pub(super) async fn keep_version(&self, shadow: &Catalog) -> Result<(), SchemaError> {
+        let lsn = self.memory.lock().await.as_ref().and_then(|memory| memory.log.last()).map_or(Lsn::ZERO, |entry| entry.lsn);
+        let memory = Memory { catalog: shadow.clone(), log: Vec::new() };
+        let document = serde_json::to_value(&memory).map_err(|error| SchemaError::Catalog(error.to_string()))?;
+        Ok(self.repository.store_schema(&self.database, &self.shadow, lsn, &document)?)
+    }
+
     pub(super) fn recall(&self) -> Result<Memory, SchemaError> {
         match self.repository.newest_schema(&self.database, &self.side)? {
             Some((_, document)) => serde_json::from_value(document).map_err(|error| SchemaError::Catalog(error.to_string())),
@@ -358,6 +366,19 @@ fn renamed(sql: &str) -> Option<(String, String)> {
     let (table, schema) = rest.split_once(" SET SCHEMA ")?;
     let name = table.split_once("\".\"").map(|(_, name)| format!("\"{name}"))?;
     Some((table.to_owned(), format!("{schema}.{name}")))
+}
+
+/// What differs between two stored versions, of one side or of both.
+///
+/// # Errors
+/// [`SchemaError::Metadata`]: there is no such version; [`SchemaError::Catalog`]: it cannot be read.
+pub fn version_difference(repository: &Repository, before: i64, after: i64) -> Result<Vec<super::DriftRow>, SchemaError> {
+    let read = |id: i64| -> Result<Catalog, SchemaError> {
+        let memory: Memory =
+            serde_json::from_value(repository.schema_version(id)?).map_err(|error| SchemaError::Catalog(error.to_string()))?;
+        Ok(memory.catalog)
+    };
+    Ok(super::drift::compare(&read(before)?, &read(after)?))
 }
 
 #[cfg(test)]

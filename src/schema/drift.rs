@@ -142,6 +142,7 @@ impl Adapter {
     /// [`SchemaError`]
     pub async fn shadow_drift(&self, source: &Client, shadow: &Client) -> Result<Vec<i64>, SchemaError> {
         let (mut rows, source_catalog, shadow_catalog) = self.differences(source, shadow).await?;
+        self.keep_version(&shadow_catalog).await?;
         {
             let key = |row: &DriftRow| (row.object.clone(), row.kind.clone());
             let mut before = self.seen_before.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -273,7 +274,8 @@ impl Adapter {
         };
         let generator = self.generator(shadow_catalog, table, column, class, shadow).await?;
         // Is a value wanted at all, and is it this one? Where values are free to choose, any plausible one will do.
-        let wanted = 1.0 - p_null;
+        let written = self.rules.load().fill(&table.schema, &table.name, &column.name).is_some();
+        let wanted = if written { 1.0 } else { 1.0 - p_null };
         let (confidence, how) = match &generator {
             Some(generator) => (wanted, generator.why.clone()),
             None => (0.0, "no plausible values: give your own UPDATE".to_owned()),

@@ -35,6 +35,9 @@ pub(super) struct Order {
 
 const MARKER: &str = "-- fill ";
 
+/// The comment on a column whose values are made up.
+const SYNTHETIC: &str = "understudy: synthetic values";
+
 impl Order {
     pub(super) fn to_sql(&self) -> String {
         // JSON on one line: no name can end the comment
@@ -96,7 +99,8 @@ impl Adapter {
         class: &str,
         shadow: &Client,
     ) -> Result<Option<Generator>, SchemaError> {
-        let mut facts = Facts { class: class.to_owned(), ..Facts::default() };
+        let written = self.rules.load().fill(&table.schema, &table.name, &column.name).cloned();
+        let mut facts = Facts { class: class.to_owned(), written, ..Facts::default() };
         let alone = |columns: &[i16]| columns == [column.num];
         facts.unique = table.indexes.iter().any(|index| index.unique && alone(&index.columns));
         let key = table.primary_key();
@@ -179,6 +183,7 @@ impl Adapter {
         if order.not_null && !column.not_null {
             set_not_null(shadow, table, column).await?;
         }
+        mark(shadow, table, column).await?;
         Ok(rows)
     }
 }
@@ -307,6 +312,18 @@ async fn one_batch(
     let parameters: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> = columns.iter().map(|column| column as _).collect();
     let count = shadow.execute(&update, &parameters).await.map_err(|error| SchemaError::server("write synthetic values", error))?;
     Ok((count, last))
+}
+
+/// Says in the catalog that the column's values are made up, unless a comment stands there already.
+async fn mark(shadow: &Client, table: &Table, column: &Column) -> Result<(), SchemaError> {
+    let what = "mark a column as synthetic";
+    let query = format!("SELECT pg_catalog.col_description({}::oid, {}) IS NULL", table.oid, column.num);
+    let bare: bool = shadow.query_one(&query, &[]).await.map_err(|error| SchemaError::server(what, error))?.get(0);
+    if bare {
+        let sql = format!("COMMENT ON COLUMN {}.{} IS {}", table.qualified(), quote::ident(&column.name), quote::literal(SYNTHETIC));
+        shadow.batch_execute(&sql).await.map_err(|error| SchemaError::server(what, error))?;
+    }
+    Ok(())
 }
 
 /// SET NOT NULL without reading the table under an exclusive lock: a valid CHECK proves it (major 12 and later).

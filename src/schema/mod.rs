@@ -41,7 +41,7 @@ pub mod rules;
 mod steps;
 pub mod synthetic;
 
-pub use adapter::{Adaptation, Adapter};
+pub use adapter::{Adaptation, Adapter, version_difference};
 pub use drift::DriftRow;
 
 /// The engine could not do its work.

@@ -413,6 +413,9 @@ impl Relay {
             let forward = self.conversation.from_client(header.tag, body, &self.database.classifier);
             self.conversation.class_ahead = None;
             if matches!(header.tag, b'Q' | b'S') {
+                if let Some(text) = self.conversation.take_schema_text() {
+                    self.database.planned.offer(text);
+                }
                 self.maybe_sample();
             }
             if let Some(before) = forward.before {

@@ -2,6 +2,7 @@
 
 use super::{Rule, parts};
 use crate::{
+    config::FillRule,
     schema::catalog::{Catalog, Column, Table},
     sql::{Names, TableNames, Theirs},
 };
@@ -48,6 +49,8 @@ impl Place {
 pub struct Rules {
     /// The shadow has a schema of its own: nothing is created there, and every difference must be in the rules.
     pub existing: bool,
+    /// Values that the operator wrote down for columns that only the shadow has.
+    pub fills: Vec<FillRule>,
     rules: Vec<Rule>,
     there: HashMap<(String, String), Place>,
     back: HashMap<(String, String), Place>,
@@ -84,6 +87,18 @@ impl Rules {
     /// For those who hand it around.
     pub fn shared(self) -> SharedRules {
         Arc::new(arc_swap::ArcSwap::from_pointee(self))
+    }
+
+    /// With values for columns that only the shadow has.
+    #[must_use]
+    pub fn filling(self, fills: &[FillRule]) -> Self {
+        Rules { fills: fills.to_vec(), ..self }
+    }
+
+    /// What is written down for a column of the shadow.
+    pub fn fill(&self, schema: &str, table: &str, column: &str) -> Option<&FillRule> {
+        let whole = format!("{schema}.{table}.{column}");
+        self.fills.iter().find(|rule| rule.column == whole || (schema == "public" && whole.strip_prefix("public.") == Some(&rule.column)))
     }
 
     /// As written.
