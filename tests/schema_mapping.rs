@@ -176,6 +176,16 @@ async fn a_shadow_with_another_schema_follows_answers_and_goes_back() {
     let _ = stage.tell("VERIFY pg18 REPAIR").await;
     stage.verify("after the repair").await;
 
+    // A client's schema change is assessed on its way, with the statements that it concerns; whether the server takes it is another matter.
+    let client = stage.client().await;
+    client.batch_execute("ALTER TABLE log DROP COLUMN what").await.unwrap_err();
+    until("the assessment", &stage, async || {
+        let said = |row: &stage::Row| row["message"].contains("drop column log.what") && row["message"].contains("1 kinds of statements");
+        stage.must("SHOW EVENTS").await.iter().any(said)
+    })
+    .await;
+    drop(client);
+
     // Over, with the view for the applications' names, and back: a lossless mapping.
     stage.must("CUTOVER pg18").await;
     let client = stage.client().await;
