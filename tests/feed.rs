@@ -30,7 +30,7 @@ fn spec(from: &Server, to: &Server, database: &str, direction: Direction) -> Fee
         from: from.url(database),
         to: to.url(database),
         rules: Default::default(),
-        copy_workers: 2,
+        copy: understudy::config::CopyConfig::default(),
     }
 }
 

@@ -21,6 +21,7 @@
 //! "Logical Replication Message Formats"; `src/backend/replication/{walsender,pgoutput,logical}`.
 
 mod applier;
+mod aside;
 mod batch;
 mod chores;
 mod copy;
@@ -37,6 +38,7 @@ mod held;
 mod install;
 pub mod leftovers;
 mod mapped;
+mod mirror;
 mod names;
 mod owner;
 pub mod pg_dump;
@@ -44,6 +46,7 @@ pub mod pgoutput;
 mod plan;
 mod poll;
 mod pump;
+mod resync;
 mod roles;
 mod rows;
 mod sequences;
@@ -56,10 +59,14 @@ mod stream;
 pub use error::{CdcError, describe};
 pub use feed::{Fault, Feed, HoldGuard, Start};
 pub use install::{arm, arm_behind, disarm, emit_marker, leftovers};
+pub use mirror::{AtRest, Boundary};
 pub use names::feed_name;
 pub use sequences::sync_sequences_exact;
 
-use crate::{config::ServerUrl, schema::mapping::SharedRules};
+use crate::{
+    config::{CopyConfig, ServerUrl},
+    schema::mapping::SharedRules,
+};
 
 /// Prefix of the logical messages that mark a place in the stream.
 pub const MARKER_PREFIX: &str = "understudy.marker";
@@ -86,8 +93,8 @@ pub struct FeedSpec {
     pub from: ServerUrl,
     /// The follower.
     pub to: ServerUrl,
-    /// Tables copied at the same time.
-    pub copy_workers: usize,
+    /// Limits of the copy and of the stream.
+    pub copy: CopyConfig,
     /// How the shadow's schema differs from the source's.
     pub rules: SharedRules,
 }

@@ -74,7 +74,7 @@ mod tests {
             direction,
             from: url.clone(),
             to: url,
-            copy_workers: 1,
+            copy: crate::config::CopyConfig::default(),
             rules: Default::default(),
         }
     }

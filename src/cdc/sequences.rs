@@ -19,7 +19,7 @@ const CHUNK: usize = 200;
 
 /// One sequence of the owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Sequence {
+pub(super) struct Sequence {
     schema: String,
     name: String,
     /// SQL of its name on the other side.
@@ -40,7 +40,8 @@ fn there(spec: &FeedSpec, name: &str, owner: Option<(TableName, String)>) -> Opt
     Some(format!("pg_get_serial_sequence({}, {})", literal(&qualified(&place.schema, &place.table)), literal(column)))
 }
 
-async fn read(client: &Client, spec: &FeedSpec) -> Result<Vec<Sequence>, CdcError> {
+/// The owner's sequences as they are now.
+pub(super) async fn read(client: &Client, spec: &FeedSpec) -> Result<Vec<Sequence>, CdcError> {
     let rows = client
         .query(
             "SELECT n.nspname::text, c.relname::text, s.seqincrement, s.seqmin, s.seqmax, s.seqcycle, o.schema, o.table, o.column
@@ -135,7 +136,11 @@ pub(super) async fn advance(from: &Client, to: &Client, spec: &FeedSpec) -> Resu
 /// # Errors
 /// [`CdcError`]; a sequence that `to` lacks is an error that names it.
 pub async fn sync_sequences_exact(from: &Client, to: &Client, spec: &FeedSpec) -> Result<usize, CdcError> {
-    let sequences = read(from, spec).await?;
+    set_exact(to, &read(from, spec).await?).await
+}
+
+/// Gives sequences exactly the state that was read.
+pub(super) async fn set_exact(to: &Client, sequences: &[Sequence]) -> Result<usize, CdcError> {
     let exact: Vec<(&Sequence, i64, bool)> = sequences.iter().map(|s| (s, s.last, s.called)).collect();
     for chunk in exact.chunks(CHUNK) {
         let source = rows_of(chunk);

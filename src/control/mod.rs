@@ -9,6 +9,7 @@ mod health;
 mod managed;
 mod mapping;
 mod metrics;
+mod mirror;
 mod operator;
 mod reload;
 mod show;

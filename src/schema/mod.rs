@@ -6,6 +6,7 @@
 //! - `rules`, `plan`, `policy`: what PostgreSQL does with each change (data), our own DDL for it with its undo, who decides. Pure.
 //! - `mapping`: a shadow whose schema differs on purpose. Pure; the applier does not use it yet
 //! - `approval`: what a person gives instead of a suggestion, and which suggestions a later one overtakes. Pure
+//! - `renames`: what waits under an old name goes on under the new one. Pure
 //! - `foresee`: what a planned migration would do, before it is run
 //! - `experience`: what people here decided before, as evidence about the next suggestion. Pure
 //! - `adapter`, `steps`, `objects`, `drift`: the engine at work on servers
@@ -37,6 +38,7 @@ pub mod plan;
 pub mod policy;
 pub mod poll;
 pub mod quote;
+pub mod renames;
 pub mod rules;
 mod steps;
 pub mod synthetic;

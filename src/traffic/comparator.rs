@@ -9,7 +9,7 @@
 use super::{
     answer::{Answer, Difference},
     copies::{Copy, Operation, Permit, SampledRead},
-    database::Database,
+    database::{Database, monotonic_ms},
     rehearsal,
     route::ShadowRoute,
     runner::{RunError, Runner},
@@ -132,12 +132,14 @@ impl Worker {
         }
         let (answer, latency) = match self.on_shadow.run_fresh(&read.identity, there.unwrap_or(&read.operation)).await {
             Ok((mut answer, latency)) => {
+                self.shadow.copy_breaker.outcome(true, monotonic_ms());
                 if there.is_some() {
                     answer.typed_like(&read.answer);
                 }
                 (answer, latency)
             }
             Err(error) => {
+                self.shadow.copy_breaker.outcome(false, monotonic_ms());
                 let elapsed = if matches!(error, RunError::Timeout) { STATEMENT_LIMIT } else { Duration::ZERO };
                 return (Verdict::FailedOnShadow(error.as_str().to_owned()), Some(elapsed));
             }

@@ -60,11 +60,21 @@ pub(super) struct Plan {
     pub owner_from: String,
     /// Likewise.
     pub follower_from: String,
-    /// Columns to write when repairing: the owner's value as SQL, and the follower's name.
-    pub writable: Vec<(String, String)>,
+    /// Columns to write when repairing.
+    pub writable: Vec<Writable>,
     /// The follower's table, and its names of the key's columns.
     pub follower_table: (String, String),
     pub follower_key: Vec<String>,
+}
+
+/// A column that a repair writes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Writable {
+    /// The owner's value as SQL.
+    pub value: String,
+    /// The follower's name and type.
+    pub name: String,
+    pub sql_type: String,
 }
 
 /// Names, quoted.
@@ -215,7 +225,13 @@ fn pairs<'a>(
     common
 }
 
-fn plan(names: &(String, String), there: &(String, String), owner: &Table, follower: &Table, mapping: &Mapping<'_>) -> Option<Plan> {
+pub(super) fn plan(
+    names: &(String, String),
+    there: &(String, String),
+    owner: &Table,
+    follower: &Table,
+    mapping: &Mapping<'_>,
+) -> Option<Plan> {
     let (schema, name) = names;
     let mut notes = Vec::new();
     let common = pairs(names, owner, follower, mapping, &mut notes);
@@ -242,7 +258,11 @@ fn plan(names: &(String, String), there: &(String, String), owner: &Table, follo
         None => common.iter().map(|pair| (pair, Order::Text)).collect(),
     };
     let rest: Vec<&Pair<'_>> = common.iter().filter(|pair| !keyed.iter().any(|(key, _)| key.0.name == pair.0.name)).collect();
-    let writable = common.iter().filter(|(_, theirs, _)| !theirs.generated).map(|(_, theirs, value)| (value.clone(), theirs.name.clone()));
+    let writable = common.iter().filter(|(_, theirs, _)| !theirs.generated).map(|(_, theirs, value)| Writable {
+        value: value.clone(),
+        name: theirs.name.clone(),
+        sql_type: theirs.sql_type.clone(),
+    });
     let writable = writable.collect();
     let (owner_from, follower_from) = (from_clause(schema, name, owner), from_clause(&there.0, &there.1, follower));
     let query = |from: &str, value: &dyn Fn(&Pair<'_>) -> String| {

@@ -30,7 +30,7 @@ pub(super) async fn table<H>(pair: &Pair<H>, follower_url: &ServerUrl, plan: &Pl
 
 async fn rows(owner: &Session, follower: &Session, plan: &Plan, keys: &[Vec<String>]) -> Result<u64, ValidateError> {
     let target = format!("{}.{}", quote(&plan.follower_table.0), quote(&plan.follower_table.1));
-    let columns: Vec<String> = plan.writable.iter().map(|(_, name)| quote(name)).collect();
+    let columns: Vec<String> = plan.writable.iter().map(|column| quote(&column.name)).collect();
     let columns = columns.join(", ");
     let values: Vec<String> =
         keys.iter().map(|key| format!("({})", key.iter().map(|text| literal(text)).collect::<Vec<_>>().join(", "))).collect();
@@ -55,7 +55,7 @@ async fn rows(owner: &Session, follower: &Session, plan: &Plan, keys: &[Vec<Stri
     let delete = format!("DELETE FROM {} AS x USING {wanted} WHERE {there}", plan.follower_from);
     let deleted = follower.client.execute(&delete, &[]).await.map_err(|error| follower.error("deleting rows to repair", &error))?;
     let from = &plan.owner_from;
-    let selected: Vec<&str> = plan.writable.iter().map(|(value, _)| value.as_str()).collect();
+    let selected: Vec<&str> = plan.writable.iter().map(|column| column.value.as_str()).collect();
     let read = format!("COPY (SELECT {} FROM {from} AS x JOIN {wanted} ON {here}) TO STDOUT", selected.join(", "));
     let source = owner.client.copy_out(&read).await.map_err(|error| owner.error("reading rows to repair", &error))?;
     let write = format!("COPY {target} ({columns}) FROM STDIN");

@@ -28,7 +28,7 @@ pub fn spec(from: &Server, to: &Server, database: &str) -> FeedSpec {
         from: from.url(database),
         to: to.url(database),
         rules: Default::default(),
-        copy_workers: 2,
+        copy: understudy::config::CopyConfig::default(),
     }
 }
 
