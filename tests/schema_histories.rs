@@ -140,7 +140,7 @@ impl Pair {
         while let Some(events) = history.next() {
             migrate(&owner, events, &mut tally).await;
             write(&owner, &mut history, 4, &mut tally).await;
-            if history.at % 8 == 0 {
+            if history.at.is_multiple_of(8) {
                 catch_up(&feed, &owner).await;
                 decide(&feed, &repository, &mut tally).await;
             }

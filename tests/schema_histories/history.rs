@@ -140,7 +140,7 @@ impl History {
         match word {
             "integer" | "bigint" | "numeric" | "double" | "real" => format!("{}", number % 1_000_000),
             "smallint" => format!("{}", number % 30_000),
-            "boolean" => format!("{}", number % 3 == 0),
+            "boolean" => format!("{}", number.is_multiple_of(3)),
             "uuid" => format!("md5('{number}')::uuid"),
             "json" | "jsonb" => format!("'{{\"n\": {number}}}'"),
             "bytea" => format!("'\\x{:04x}'", number % 65_536),
