@@ -470,6 +470,67 @@ async fn adapt_schema_column_added() {
     assert_eq!(bench.adapter.refill(&bench.shadow).await.unwrap(), 0);
 }
 
+/// Rare values of other columns stay where they are; what people decided before counts; what is written down comes first.
+#[tokio::test]
+async fn the_data_and_the_people_of_this_database_count() {
+    let setup = "CREATE TABLE lot (id int PRIMARY KEY, flavour text); CREATE TABLE batch (id int PRIMARY KEY);
+        INSERT INTO lot SELECT i, CASE WHEN i <= 60 THEN 'sweet' WHEN i <= 98 THEN 'sour' ELSE 'Jane Roe 555-' || i END FROM generate_series(1, 100) i;
+        INSERT INTO batch SELECT generate_series(1, 500)";
+    let bench = Bench::new("people_count", setup).await;
+    let found = async |column: &str| -> Proposal {
+        for _ in 0..2 {
+            bench.adapter.shadow_drift(&bench.source, &bench.shadow).await.unwrap();
+        }
+        bench.proposals("fill_column").into_iter().find(|one| one.draft.change.contains(&format!("column {column} "))).unwrap()
+    };
+    bench.shadow.batch_execute("ALTER TABLE batch ADD COLUMN flavour text").await.unwrap();
+    let first = found("flavour").await;
+    bench.adapter.fill(&first, &bench.shadow).await.unwrap();
+    let row = bench
+        .shadow
+        .query_one("SELECT array_agg(DISTINCT flavour ORDER BY flavour), col_description('batch'::regclass, 2) FROM batch", &[])
+        .await
+        .unwrap();
+    assert_eq!(row.get::<_, Vec<String>>(0), ["sour", "sweet"], "names of people are rare values");
+    assert!(row.get::<_, String>(1).contains("synthetic"));
+
+    // One rejection, and the next suggestion like it is less sure and says why.
+    bench.shadow.batch_execute("ALTER TABLE batch ADD COLUMN one text").await.unwrap();
+    let one = found("one").await;
+    bench.repository.decide(one.id, ProposalState::Rejected, "anna", "", "").unwrap();
+    bench.shadow.batch_execute("ALTER TABLE batch ADD COLUMN two text").await.unwrap();
+    let two = found("two").await;
+    assert!(two.draft.confidence < one.draft.confidence, "{} {}", one.draft.confidence, two.draft.confidence);
+    assert!(two.draft.why.contains("0 were approved as they stood, 0 changed, 1 rejected"), "{}", two.draft.why);
+    assert!(two.draft.why.contains("1 decisions of people about values"), "{}", two.draft.why);
+
+    // Written down: nothing else is asked.
+    let rule = understudy::config::FillRule { column: "batch.grade".into(), values: vec!["A".into(), "B".into()], ..Default::default() };
+    let rules = understudy::schema::mapping::Rules::default().filling(&[rule]).shared();
+    let threshold = Arc::new(arc_swap::ArcSwap::from_pointee(0.95));
+    let adapter = Adapter::new("shop".into(), "pg18".into(), bench.repository.clone(), threshold).mapped(rules, false);
+    bench.shadow.batch_execute("ALTER TABLE batch ADD COLUMN grade text").await.unwrap();
+    for _ in 0..2 {
+        adapter.shadow_drift(&bench.source, &bench.shadow).await.unwrap();
+    }
+    let written = bench.proposals("fill_column").into_iter().find(|one| one.draft.change.contains("column grade ")).unwrap();
+    assert!(written.draft.why.contains("written in proxy.toml"), "{}", written.draft.why);
+    adapter.fill(&written, &bench.shadow).await.unwrap();
+    let row = bench.shadow.query_one("SELECT array_agg(DISTINCT grade ORDER BY grade) FROM batch", &[]).await.unwrap();
+    assert_eq!(row.get::<_, Vec<String>>(0), ["A", "B"]);
+
+    // Both sides' versions are kept, and any two can be compared.
+    let versions = bench.repository.schema_versions("shop").unwrap();
+    let of_shadow: Vec<i64> = versions.iter().filter(|version| version.side == "pg18").map(|version| version.id).collect();
+    let source = versions.iter().find(|version| version.side == "source@pg18").unwrap().id;
+    let rows = understudy::schema::version_difference(&bench.repository, source, *of_shadow.last().unwrap()).unwrap();
+    let added: Vec<&str> = rows.iter().map(|row| row.object.as_str()).collect();
+    assert_eq!(added, ["public.batch.flavour", "public.batch.grade", "public.batch.one", "public.batch.two"]);
+    assert!(
+        understudy::schema::version_difference(&bench.repository, source, 9_999).unwrap_err().to_string().contains("SHOW SCHEMA VERSIONS")
+    );
+}
+
 /// AdaptSchema: DATA_TYPE_CHANGED → conversion possible → suggested, otherwise a conflict reported.
 #[tokio::test]
 async fn adapt_schema_data_type_changed() {

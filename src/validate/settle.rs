@@ -89,7 +89,9 @@ impl Settler {
         let (Some(ours), Some(theirs)) = (self.owner_tables.get(&key), self.follower_tables.get(&key)) else {
             return Err(ValidateError::NoSuchTable(format!("{schema}.{name}")));
         };
-        let Some(plan) = plan::plan(schema, name, ours, theirs) else {
+        let rules = crate::schema::mapping::Rules::default();
+        let same = plan::Mapping { rules: &rules, back: false };
+        let Some(plan) = plan::plan(&key, &key, ours, theirs, &same) else {
             return Err(ValidateError::NoSuchTable(format!("{schema}.{name}")));
         };
         for session in [&self.owner, &self.fetch] {

@@ -27,6 +27,7 @@ pub fn spec(from: &Server, to: &Server, database: &str) -> FeedSpec {
         direction: Direction::Forward,
         from: from.url(database),
         to: to.url(database),
+        rules: Default::default(),
         copy: understudy::config::CopyConfig::default(),
     }
 }
