@@ -59,7 +59,7 @@ async fn console_seen_from(user: Option<ConsoleUser>, peer: Option<SocketAddr>) 
     let shared = operator.clone();
     let listener = tokio::spawn(async move {
         while let Ok((stream, from)) = listener.accept().await {
-            tokio::spawn(serve_console(stream.into(), BytesMut::new(), peer.unwrap_or(from), None, shared.clone(), user.clone()));
+            tokio::spawn(serve_console(stream.into(), BytesMut::new(), peer.unwrap_or(from).into(), None, shared.clone(), user.clone()));
         }
     });
     Console { address, operator, listener }
@@ -166,7 +166,7 @@ async fn what_the_front_door_has_read_is_not_lost() {
         while let Ok((mut stream, from)) = listener.accept().await {
             let mut first = BytesMut::zeroed(13);
             stream.read_exact(&mut first).await.unwrap();
-            tokio::spawn(serve_console(stream.into(), first, from, None, shared.clone(), operator_user()));
+            tokio::spawn(serve_console(stream.into(), first, from.into(), None, shared.clone(), operator_user()));
         }
     });
     let console = Console { address, operator, listener };

@@ -30,6 +30,8 @@ pub struct Applicant<'a> {
     pub tls: Option<&'a ClientTls>,
     /// `None`: a Unix socket.
     pub address: Option<IpAddr>,
+    /// Of the process at the other end of a Unix socket.
+    pub uid: Option<u32>,
     /// `replication=true`
     pub physical_replication: bool,
 }
@@ -67,9 +69,9 @@ impl Ended {
 /// How a connection must authenticate.
 ///
 /// # Errors
-/// No rule fits, or one rejects, or a certificate is missing.
-pub fn method(policy: &Policy, applicant: &Applicant<'_>) -> Result<Method, Denial> {
-    let Applicant { user, database, tls, address, physical_replication } = *applicant;
+/// No rule fits, or one rejects, or a certificate is missing, or the operating system knows the client by another name.
+pub async fn method(policy: &Policy, applicant: &Applicant<'_>) -> Result<Method, Denial> {
+    let Applicant { user, database, tls, address, uid, physical_replication } = *applicant;
     let shown = || {
         let host = address.map_or("[local]".to_owned(), |address| address.to_canonical().to_string());
         let encryption = if tls.is_some() { "SSL encryption" } else { "no encryption" };
@@ -87,11 +89,34 @@ pub fn method(policy: &Policy, applicant: &Applicant<'_>) -> Result<Method, Deni
     }
     if rule.client_certificate == ClientCertificate::VerifyFull {
         let name = tls.and_then(|tls| tls.common_name.as_deref());
-        if !name.is_some_and(|name| policy.allows_certificate(rule.map.as_deref(), name, user)) {
+        if !name.is_some_and(|name| policy.allows(rule.map.as_deref(), name, user)) {
             return Err(deny(format!("certificate authentication failed for user \"{user}\"")));
         }
     }
+    if rule.method == Method::Peer {
+        let name = match uid {
+            Some(uid) => system_user(uid).await,
+            None => None,
+        };
+        if !name.as_deref().is_some_and(|name| policy.allows(rule.map.as_deref(), name, user)) {
+            tracing::info!(uid, system_user = name, role = user, "peer authentication failed");
+            return Err(deny(format!("Peer authentication failed for user \"{user}\"")));
+        }
+    }
     Ok(rule.method)
+}
+
+/// The name of a user of the operating system. On a thread that may wait: it can be a directory server's to say.
+async fn system_user(uid: u32) -> Option<String> {
+    let found = tokio::task::spawn_blocking(move || nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid))).await;
+    match found {
+        Ok(Ok(user)) => user.map(|user| user.name),
+        Ok(Err(error)) => {
+            tracing::warn!(uid, %error, "cannot look a user of the operating system up");
+            None
+        }
+        Err(_) => None,
+    }
 }
 
 /// Authenticates by a method other than `reject` and `relay`. AuthenticationOk is left to the caller. `stored` is what is
@@ -109,7 +134,7 @@ pub async fn authenticate(
 ) -> Result<ServerLogin, Ended> {
     let user = applicant.user;
     let scram = match (method, stored) {
-        (Method::Trust | Method::Cert | Method::Reject | Method::Relay, _) => return Ok(ServerLogin::Nothing),
+        (Method::Trust | Method::Cert | Method::Peer | Method::Reject | Method::Relay, _) => return Ok(ServerLogin::Nothing),
         (Method::Password, _) => {
             let password = cleartext(stream, buffer).await?;
             return match stored {

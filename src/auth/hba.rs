@@ -19,6 +19,8 @@ pub enum Method {
     Scram,
     /// A certificate whose common name is, or maps to, the role.
     Cert,
+    /// The operating system's user at the other end of a Unix socket, whose name is, or maps to, the role.
+    Peer,
     /// The owner of the writes decides; messages are passed on.
     Relay,
 }
@@ -70,7 +72,7 @@ pub struct Rule {
     pub method: Method,
     /// And with a certificate?
     pub client_certificate: ClientCertificate,
-    /// The map of pg_ident's file that leads from certificates' names to roles.
+    /// The map of pg_ident's file that leads from certificates' names, or users of the operating system, to roles.
     pub map: Option<String>,
 }
 
@@ -142,10 +144,11 @@ impl Rule {
             "md5" => Method::Md5,
             "scram-sha-256" => Method::Scram,
             "cert" => Method::Cert,
+            "peer" => Method::Peer,
             "relay" => Method::Relay,
             other => {
                 return Err(format!(
-                    "method `{other}` is not one that understudy knows (trust, reject, password, md5, scram-sha-256, cert, relay)"
+                    "method `{other}` is not one that understudy knows (trust, reject, password, md5, scram-sha-256, cert, peer, relay)"
                 ));
             }
         };
@@ -163,6 +166,9 @@ impl Rule {
         }
         if rule.client_certificate != ClientCertificate::No && transport != Transport::Tls {
             return Err("certificates come with hostssl only".into());
+        }
+        if method == Method::Peer && transport != Transport::Local {
+            return Err("peer is for local rules only: nobody vouches for a user behind an address".into());
         }
         Ok(Some(rule))
     }
@@ -398,6 +404,8 @@ mod tests {
             ("host samerole all all md5", "samerole"),
             ("host all all all md5 radius=1", "radius"),
             ("host all all all cert", "hostssl"),
+            ("host all all all peer", "local rules"),
+            ("local all all cert", "hostssl"),
             ("host \"shop all all md5", "quote"),
             ("host shop, all md5", "address"),
         ] {

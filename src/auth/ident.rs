@@ -1,4 +1,4 @@
-//! Maps from names in certificates to roles, in the manner of pg_ident.conf.
+//! Maps from names in certificates, or of the operating system's users, to roles, in the manner of pg_ident.conf.
 //! Source: PostgreSQL documentation, "User Name Maps".
 
 /// One line: in this map, this name may log in as this role.
@@ -22,7 +22,7 @@ impl Maps {
             let mut words = line.split_whitespace().map(|word| word.trim_matches('"').to_owned());
             let Some(map) = words.next() else { continue };
             let (Some(name), Some(role), None) = (words.next(), words.next(), words.next()) else {
-                return Err((index + 1, "a line is: map, name in the certificate, role".into()));
+                return Err((index + 1, "a line is: map, name in the certificate or of the system's user, role".into()));
             };
             if name.starts_with('/') || role.starts_with(['/', '+']) {
                 return Err((index + 1, "regular expressions and memberships are not supported: write the names".into()));

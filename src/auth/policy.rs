@@ -122,7 +122,8 @@ impl Policy {
         }
     }
 
-    pub(super) fn allows_certificate(&self, map: Option<&str>, name: &str, role: &str) -> bool {
+    /// Whether a name from a certificate, or of a user of the operating system, may be that role.
+    pub(super) fn allows(&self, map: Option<&str>, name: &str, role: &str) -> bool {
         self.maps.allow(map, name, role)
     }
 

@@ -2,8 +2,8 @@
 
 use super::{
     AdaptConfig, AuthConfig, Config, ConsoleUser, CopyConfig, DatabaseConfig, FeedKind, FillRule, MapRule, MirrorWrites, PoolMode,
-    ProxyConfig, RevertConfig, SchemaSource, Secret, ServerUrl, ShadowConfig, ShiftConfig, TlsConfig, TlsVersion, UserConfig, UserSource,
-    limits,
+    ProxyConfig, RevertConfig, SchemaSource, Secret, ServerUrl, ShadowConfig, ShiftConfig, TlsConfig, TlsVersion, UnixSocketConfig,
+    UserConfig, UserSource, limits,
     raw::{RawAuth, RawConfig, RawCopy, RawDatabase, RawFill, RawMap, RawProxy, RawRevert, RawShadow, RawShift, RawTls},
 };
 use std::{
@@ -126,8 +126,10 @@ impl Reader<'_> {
             None => None,
             Some(console) => Some(ConsoleUser { user: console.user, password: Secret::new(self.expand(&console.password)?) }),
         };
+        let listen = address(raw.listen, "listen", "127.0.0.1:6432")?.expect("has a default");
         Ok(ProxyConfig {
-            listen: address(raw.listen, "listen", "127.0.0.1:6432")?.expect("has a default"),
+            listen,
+            unix_socket: unix_socket(raw.unix_socket_dir, raw.unix_socket_mode, listen.port())?,
             http: address(raw.http, "http", "")?,
             metadata,
             pool_mode,
@@ -374,6 +376,34 @@ fn address(value: Option<Spanned<String>>, key: &str, default: &str) -> Result<O
     }
 }
 
+/// Longest path of a Unix socket: `sun_path` of unix(7), without its end.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+fn unix_socket(folder: Option<Spanned<String>>, mode: Option<Spanned<String>>, port: u16) -> Result<Option<UnixSocketConfig>, Refusal> {
+    let folder = match (folder, &mode) {
+        (Some(folder), _) => folder,
+        (None, Some(mode)) => return refuse(mode.span(), "unix_socket_mode belongs to unix_socket_dir, which is not there"),
+        (None, None) => return Ok(None),
+    };
+    if !folder.get_ref().starts_with('/') || folder.get_ref().contains('\0') {
+        return refuse(folder.span(), "unix_socket_dir is a folder's whole path, such as \"/run/understudy\"");
+    }
+    let path = crate::net::socket_path(Path::new(folder.get_ref()), port);
+    if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+        let reason =
+            format!("{} is longer than the {SOCKET_PATH_BYTES_MAX} bytes of a Unix socket's path: name another folder", path.display());
+        return refuse(folder.span(), reason);
+    }
+    let mode = match mode {
+        None => 0o777, // as PostgreSQL's: the file lets everybody knock, authentication decides who comes in
+        Some(mode) => match u32::from_str_radix(mode.get_ref(), 8) {
+            Ok(bits) if bits <= 0o777 => bits,
+            _ => return refuse(mode.span(), "unix_socket_mode is octal, such as \"0777\" or \"0770\""),
+        },
+    };
+    Ok(Some(UnixSocketConfig { path, mode }))
+}
+
 pub(super) fn in_range(value: Option<Spanned<i64>>, key: &str, range: std::ops::RangeInclusive<i64>, default: i64) -> Result<i64, Refusal> {
     match value {
         None => Ok(default),
@@ -562,6 +592,10 @@ sample_reads = 10.0
             ("listen = \"127.0.0.1:6432\"", "tcp.keepalive_idle = \"10h\"", 3, "at most 9h"),
             ("listen = \"127.0.0.1:6432\"", "auth.users = \"passwd\"", 3, "file:PATH"),
             ("listen = \"127.0.0.1:6432\"", "auth = { users = \"query\", query = \"SELECT 1\" }", 3, "$1"),
+            ("listen = \"127.0.0.1:6432\"", "unix_socket_dir = \"run\"", 3, "whole path"),
+            ("listen = \"127.0.0.1:6432\"", "unix_socket_mode = \"0777\"", 3, "belongs to"),
+            ("listen = \"127.0.0.1:6432\"", "unix_socket_dir = \"/run\"\nunix_socket_mode = \"0888\"", 4, "octal"),
+            ("listen = \"127.0.0.1:6432\"", &format!("unix_socket_dir = \"/{}\"", "x".repeat(95)), 3, "107 bytes"),
             ("listen = \"127.0.0.1:6432\"", "listen = ", 3, ""),
         ] {
             assert!(GOOD.contains(from));
@@ -573,6 +607,16 @@ sample_reads = 10.0
                 other => panic!("{to}: {other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn the_unix_socket_is_where_libpq_looks() {
+        let socket = |more: &str| read(&GOOD.replace("listen = \"127.0.0.1:6432\"", more)).unwrap().proxy.unix_socket;
+        assert_eq!(socket("listen = \"127.0.0.1:6432\""), None);
+        let path = "/run/understudy/.s.PGSQL.7000".into();
+        let given = "listen = \"0.0.0.0:7000\"\nunix_socket_dir = \"/run/understudy\"";
+        assert_eq!(socket(given), Some(UnixSocketConfig { path, mode: 0o777 }));
+        assert_eq!(socket("unix_socket_dir = \"/run/\"\nunix_socket_mode = \"0770\"").unwrap().mode, 0o770);
     }
 
     #[test]

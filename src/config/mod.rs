@@ -28,6 +28,8 @@ pub struct Config {
 pub struct ProxyConfig {
     /// Applications connect here; the database name `understudy` is the console.
     pub listen: SocketAddr,
+    /// And on the Unix socket `.s.PGSQL.<port of listen>` in a folder.
+    pub unix_socket: Option<UnixSocketConfig>,
     /// Dashboard, metrics and health; `None` switches HTTP off.
     pub http: Option<SocketAddr>,
     /// The SQLite file of the metadata repository.
@@ -46,6 +48,15 @@ pub struct ProxyConfig {
     pub tcp: TcpConfig,
     /// Most bytes of copied statements and answers that all shadow work together may hold in memory.
     pub shadow_memory_bytes_max: usize,
+}
+
+/// `unix_socket_dir` and `unix_socket_mode`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnixSocketConfig {
+    /// The file, as libpq looks for it.
+    pub path: PathBuf,
+    /// Permissions: who may connect at all. Who may log in, authentication decides.
+    pub mode: u32,
 }
 
 /// `[proxy.tls]`
@@ -81,7 +92,7 @@ pub struct AuthConfig {
     pub hba: Option<PathBuf>,
     /// The same, written into proxy.toml; they come before the file's.
     pub rules: Vec<String>,
-    /// Maps from names in certificates to roles, in the manner of pg_ident.conf.
+    /// Maps from names in certificates, or of the operating system's users, to roles, in the manner of pg_ident.conf.
     pub ident: Option<PathBuf>,
 }
 

@@ -18,6 +18,8 @@ pub(super) struct RawConfig {
 pub(super) struct RawProxy {
     pub listen: Option<Spanned<String>>,
     pub http: Option<Spanned<String>>,
+    pub unix_socket_dir: Option<Spanned<String>>,
+    pub unix_socket_mode: Option<Spanned<String>>,
     pub metadata: Option<Spanned<String>>,
     pub pool_mode: Option<Spanned<String>>,
     pub console: Option<RawConsole>,

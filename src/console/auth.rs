@@ -1,11 +1,11 @@
 //! Who may use the console. With `[proxy.console]`: that user, by SCRAM (bound to the TLS connection where there is one).
-//! Without: any name, from loopback addresses only. pgwire only hears of those who have been let in.
+//! Without: any name, from loopback addresses and over the Unix socket. pgwire only hears of those who have been let in.
 //! Source: PostgreSQL documentation, "SASL Authentication" and "Message Flow", section "Start-up".
 
 use crate::{
     auth::{self, Denial, Ended, scram},
     config::ConsoleUser,
-    net::{ClientTls, Stream},
+    net::{ClientTls, Peer, Stream},
     wire::frontend::{STARTUP_BYTES_MAX, Startup},
 };
 use async_trait::async_trait;
@@ -22,11 +22,7 @@ use pgwire::{
     error::PgWireResult,
     messages::{PgWireBackendMessage, PgWireFrontendMessage},
 };
-use std::{
-    fmt::Debug,
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::{fmt::Debug, net::IpAddr, time::Duration};
 use tokio::io::AsyncReadExt;
 
 /// A client that has not logged in by then is left alone.
@@ -41,11 +37,11 @@ pub(super) fn is_loopback(address: IpAddr) -> bool {
 pub(super) async fn admit(
     stream: &mut Stream,
     first: &mut BytesMut,
-    peer: SocketAddr,
+    peer: Peer,
     tls: Option<&ClientTls>,
     user: Option<&ConsoleUser>,
 ) -> Result<(), Ended> {
-    if user.is_none() && is_loopback(peer.ip()) {
+    if user.is_none() && peer.address().is_none_or(is_loopback) {
         return Ok(());
     }
     let proving = async {

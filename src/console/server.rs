@@ -14,7 +14,7 @@ use super::{
 use crate::{
     auth::Ended,
     config::ConsoleUser,
-    net::{ClientTls, Stream},
+    net::{ClientTls, Peer, Stream},
     wire::backend::put_error,
 };
 use async_trait::async_trait;
@@ -36,7 +36,7 @@ use pgwire::{
     },
 };
 use serde_json::Value;
-use std::{fmt::Debug, net::SocketAddr, sync::Arc};
+use std::{fmt::Debug, sync::Arc};
 use tokio::{
     io::{self, AsyncWriteExt, copy},
     net::UnixStream,
@@ -44,11 +44,11 @@ use tokio::{
 
 /// Serves one console connection until the client leaves. `first`: what it has sent so far, from its start-up packet on;
 /// requests for encryption before that have been answered. `user`: who may log in, and with which password; `None`: anybody, from
-/// loopback addresses only.
+/// this machine only.
 pub async fn serve(
     mut stream: Stream,
     mut first: BytesMut,
-    peer: SocketAddr,
+    peer: Peer,
     tls: Option<ClientTls>,
     operator: Arc<dyn Operator>,
     user: Option<ConsoleUser>,

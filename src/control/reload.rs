@@ -108,10 +108,10 @@ impl Controller {
         let running = self.config.load();
         let mut fixed = Vec::new();
         let (old, new) = (&running.proxy, &config.proxy);
-        if (old.listen, old.http, &old.metadata, old.shadow_memory_bytes_max)
-            != (new.listen, new.http, &new.metadata, new.shadow_memory_bytes_max)
+        if (old.listen, &old.unix_socket, old.http, &old.metadata, old.shadow_memory_bytes_max)
+            != (new.listen, &new.unix_socket, new.http, &new.metadata, new.shadow_memory_bytes_max)
         {
-            fixed.push("listen, http, metadata and shadow_memory of [proxy]".to_owned());
+            fixed.push("listen, unix_socket_dir, unix_socket_mode, http, metadata and shadow_memory of [proxy]".to_owned());
         }
         let names = |config: &Config| -> Vec<(String, Vec<String>)> {
             config

@@ -9,11 +9,11 @@ use super::{
 use crate::{
     auth::{AuthError, Policy},
     cdc::{Direction, Start},
-    config::{self, Config, ConfigError, DatabaseConfig, FeedKind},
+    config::{self, Config, ConfigError, DatabaseConfig, FeedKind, UnixSocketConfig},
     console,
     cutover::recover::{self, Unfinished},
     metadata::{MetadataError, Owner, Repository, Severity},
-    net::{Acceptor, TlsError},
+    net::{Acceptor, Listener, SocketFile, TlsError, UnixError, bind_unix},
     session::{FrontDoor, Limits},
     sql::CatalogFacts,
     traffic::copies::ByteBudget,
@@ -24,11 +24,14 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     path::Path,
-    sync::{Arc, Mutex, OnceLock, atomic::AtomicBool},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, UnixListener},
     sync::Notify,
     task::{JoinHandle, JoinSet},
 };
@@ -58,6 +61,9 @@ pub enum StartError {
         /// From the operating system.
         source: std::io::Error,
     },
+    /// The Unix socket could not be made.
+    #[error("{0}")]
+    Unix(#[from] UnixError),
     /// A server could not be reached.
     #[error(
         "cannot connect to {which} of database {database} at {url}: {reason}. Check the url, the server and its pg_hba.conf; `understudy check` says more"
@@ -118,8 +124,9 @@ pub async fn run(path: &Path, takeover: bool) -> Result<(), StartError> {
         true => takeover::ask(&config.proxy.metadata).await.map_err(StartError::Takeover)?,
         false => None,
     };
-    let listeners = match &handover {
-        Some(handover) => handed(&config, &handover.listeners)?,
+    // gone with this process, unless another one goes on with the socket
+    let (listeners, mut socket_file) = match &handover {
+        Some(handover) => (handed(&config, &handover.listeners)?, None),
         None => listen(&config)?,
     };
     let repository = Repository::open(&config.proxy.metadata)?;
@@ -163,15 +170,23 @@ pub async fn run(path: &Path, takeover: bool) -> Result<(), StartError> {
     controller.start_listening()?;
     {
         let config = controller.config.load();
-        tracing::info!(listen = %config.proxy.listen, http = ?config.proxy.http, databases = controller.databases.len(), "understudy is ready");
+        tracing::info!(listen = %config.proxy.listen, unix = ?config.proxy.unix_socket.as_ref().map(|socket| &socket.path), http = ?config.proxy.http, databases = controller.databases.len(), "understudy is ready");
     }
     if let Some(handover) = handover {
         tracing::info!(pid = handover.predecessor.pid, "took over from the running process; it ends when its sessions have ended");
         handover.confirm().await;
+        socket_file = controller.config.load().proxy.unix_socket.as_ref().and_then(|socket| SocketFile::of(&socket.path).ok());
     }
-    tokio::select! {
-        () = wait_for_the_end(&controller) => {}
-        () = serve_what_is_left(&controller) => return Ok(()),
+    let succeeded = tokio::select! {
+        () = wait_for_the_end(&controller) => false,
+        () = serve_what_is_left(&controller) => true,
+    };
+    // the successor's, even if it has not said yet that it is ready: a file that nobody removes is replaced at the next start
+    if let Some(file) = socket_file.take_if(|_| succeeded || controller.handed_over.load(Ordering::SeqCst)) {
+        file.keep();
+    }
+    if succeeded {
+        return Ok(());
     }
     tracing::info!("shutting down: no new clients; sessions end when their transaction has ended");
     drop(lock(&controller.listeners).take()); // who comes now is refused at once, not left waiting in the queue
@@ -188,6 +203,7 @@ pub async fn run(path: &Path, takeover: bool) -> Result<(), StartError> {
             }
         }
     }
+    drop(socket_file); // while it still answers: another process cannot have taken the path yet
     controller.stop_listening().await;
     tasks.abort_all();
     Ok(())
@@ -214,7 +230,7 @@ async fn serve_what_is_left(controller: &Arc<Controller>) {
     tracing::info!("the last session has ended");
 }
 
-fn listen(config: &Config) -> Result<takeover::Listeners, StartError> {
+fn listen(config: &Config) -> Result<(takeover::Listeners, Option<SocketFile>), StartError> {
     let bind = |address: SocketAddr, key: &'static str| {
         let listener = std::net::TcpListener::bind(address).and_then(|listener| {
             rustix::net::listen(&listener, BACKLOG)?; // the library asks for 128
@@ -223,16 +239,21 @@ fn listen(config: &Config) -> Result<takeover::Listeners, StartError> {
         listener.map_err(|source| StartError::Listen { address, key, source })
     };
     let http = config.proxy.http.map(|address| bind(address, "http")).transpose()?;
-    Ok(takeover::Listeners { clients: bind(config.proxy.listen, "listen")?, http })
+    let clients = bind(config.proxy.listen, "listen")?;
+    let socket = config.proxy.unix_socket.as_ref().map(|socket| bind_unix(&socket.path, socket.mode, BACKLOG)).transpose()?;
+    let (unix, file) = socket.unzip();
+    Ok((takeover::Listeners { clients, http, unix }, file))
 }
 
 /// The sockets of the running process, if they are those that the configuration names.
 fn handed(config: &Config, sockets: &takeover::Listeners) -> Result<takeover::Listeners, StartError> {
     let of = |socket: &std::net::TcpListener| socket.local_addr().ok();
-    let found = (of(&sockets.clients), sockets.http.as_ref().and_then(of));
-    if found != (Some(config.proxy.listen), config.proxy.http) {
+    let path = |socket: &std::os::unix::net::UnixListener| socket.local_addr().ok()?.as_pathname().map(Path::to_owned);
+    let found = (of(&sockets.clients), sockets.http.as_ref().and_then(of), sockets.unix.as_ref().and_then(path));
+    let wanted = config.proxy.unix_socket.as_ref().map(|socket| socket.path.clone());
+    if found != (Some(config.proxy.listen), config.proxy.http, wanted) {
         return Err(StartError::Takeover(
-            "listen and http of [proxy] are not those of the running process: a takeover cannot change them. The running process goes on"
+            "listen, http and unix_socket_dir of [proxy] are not those of the running process: a takeover cannot change them. The running process goes on"
                 .into(),
         ));
     }
@@ -241,7 +262,8 @@ fn handed(config: &Config, sockets: &takeover::Listeners) -> Result<takeover::Li
 
 /// The tasks that accept.
 pub(super) struct Accepting {
-    clients: JoinHandle<()>,
+    /// By TCP, and over the Unix socket.
+    clients: Vec<JoinHandle<()>>,
     http: Option<(JoinHandle<()>, Arc<Notify>)>,
 }
 
@@ -256,7 +278,15 @@ impl Controller {
         let duplicate = lock(&self.listeners).as_ref().map(takeover::Listeners::duplicate).transpose();
         let duplicate = duplicate.map_err(|source| StartError::Listen { address: config.proxy.listen, key: "listen", source })?;
         let Some(sockets) = duplicate else { return Ok(()) };
-        let clients = tokio::spawn(self.door.clone().listen(runtime(sockets.clients, config.proxy.listen, "listen")?));
+        let tcp = Listener::Tcp(runtime(sockets.clients, config.proxy.listen, "listen")?);
+        let unix = match (sockets.unix, &config.proxy.unix_socket) {
+            (Some(socket), Some(UnixSocketConfig { path, .. })) => {
+                let listener = socket.set_nonblocking(true).and_then(|()| UnixListener::from_std(socket));
+                Some(Listener::Unix(listener.map_err(|source| UnixError::Io { path: path.clone(), source })?))
+            }
+            _ => None,
+        };
+        let clients = std::iter::once(tcp).chain(unix).map(|listener| tokio::spawn(self.door.clone().listen(listener))).collect();
         let http = match (sockets.http, config.proxy.http) {
             (Some(socket), Some(address)) => {
                 let (listener, stop) = (runtime(socket, address, "http")?, Arc::new(Notify::new()));
@@ -273,8 +303,10 @@ impl Controller {
     /// Leaves who waits in the sockets' queues there.
     pub(super) async fn stop_listening(&self) {
         let Some(Accepting { clients, http }) = lock(&self.accepting).take() else { return };
-        clients.abort();
-        let _ = clients.await;
+        clients.iter().for_each(JoinHandle::abort);
+        for listening in clients {
+            let _ = listening.await;
+        }
         if let Some((mut serving, stop)) = http {
             stop.notify_one();
             if tokio::time::timeout(HTTP_DRAIN, &mut serving).await.is_err() {

@@ -33,8 +33,8 @@ use tokio::{
     net::{UnixListener, UnixStream},
 };
 
-/// Listening sockets handed over at most: clients' and HTTP's.
-const SOCKETS_MAX: usize = 2;
+/// Listening sockets handed over at most: clients' two and HTTP's.
+const SOCKETS_MAX: usize = 3;
 /// Longest message between two processes.
 const MESSAGE_BYTES_MAX: usize = 4 << 10;
 /// How long the old process may take to end its feeds, and the new one to become ready.
@@ -61,6 +61,8 @@ enum Reply {
     Handed {
         pid: u32,
         http: bool,
+        #[serde(default)]
+        unix: bool,
     },
     Refused {
         reason: String,
@@ -75,13 +77,15 @@ enum Reply {
 pub(super) struct Listeners {
     pub clients: std::net::TcpListener,
     pub http: Option<std::net::TcpListener>,
+    pub unix: Option<unix::UnixListener>,
 }
 
 impl Listeners {
     /// The same sockets under new descriptors, for the runtime.
     pub fn duplicate(&self) -> io::Result<Listeners> {
         let http = self.http.as_ref().map(std::net::TcpListener::try_clone).transpose()?;
-        Ok(Listeners { clients: self.clients.try_clone()?, http })
+        let unix = self.unix.as_ref().map(unix::UnixListener::try_clone).transpose()?;
+        Ok(Listeners { clients: self.clients.try_clone()?, http, unix })
     }
 }
 
@@ -191,16 +195,18 @@ pub(super) async fn ask(metadata: &Path) -> Result<Option<Handover>, String> {
         .await
         .map_err(|_| format!("the running process did not hand over within {} s: see its log", HANDOVER_TIMEOUT.as_secs()))?
         .map_err(broke)?;
-    let (pid, http) = match reply {
-        Reply::Handed { pid, http } => (pid, http),
+    let (pid, http, unix) = match reply {
+        Reply::Handed { pid, http, unix } => (pid, http, unix),
         Reply::Refused { reason } => return Err(format!("the running process does not hand over: {reason}")),
         Reply::Sessions { .. } => return Err("the running process speaks another version of the takeover: SHUTDOWN it instead".into()),
     };
-    let mut sockets = sockets.into_iter().map(std::net::TcpListener::from);
-    let (Some(clients), http_socket) = (sockets.next(), sockets.next()) else {
+    let mut sockets = sockets.into_iter();
+    let Some(clients) = sockets.next() else {
         return Err("the running process handed no socket over: SHUTDOWN it instead".into());
     };
-    let listeners = Listeners { clients, http: http_socket.filter(|_| http) };
+    let http = if http { sockets.next() } else { None };
+    let unix = if unix { sockets.next() } else { None };
+    let listeners = Listeners { clients: clients.into(), http: http.map(Into::into), unix: unix.map(Into::into) };
     Ok(Some(Handover { stream, predecessor: Predecessor { pid }, listeners }))
 }
 
@@ -230,6 +236,7 @@ async fn send_sockets(stream: &UnixStream, reply: &Reply, listeners: &Listeners)
     line.push(b'\n');
     let mut sockets = vec![listeners.clients.as_fd()];
     sockets.extend(listeners.http.as_ref().map(AsFd::as_fd));
+    sockets.extend(listeners.unix.as_ref().map(AsFd::as_fd));
     stream
         .async_io(Interest::WRITABLE, || {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_MAX))];
@@ -313,7 +320,7 @@ async fn hand_over(controller: &Arc<Controller>, mut stream: UnixStream, pid: u3
             let sockets = lock(&controller.listeners).as_ref().map(Listeners::duplicate).transpose();
             match sockets {
                 Ok(Some(sockets)) => {
-                    let reply = Reply::Handed { pid: std::process::id(), http: sockets.http.is_some() };
+                    let reply = Reply::Handed { pid: std::process::id(), http: sockets.http.is_some(), unix: sockets.unix.is_some() };
                     send_sockets(&stream, &reply, &sockets).await
                 }
                 Ok(None) => Err(io::Error::other("this process is shutting down")),

@@ -1,4 +1,5 @@
-//! Byte streams of both sides: TCP, Unix sockets, and TLS over either, behind one readiness interface.
+//! Byte streams of both sides: TCP, Unix sockets, and TLS over either, behind one readiness interface; the sockets that clients come
+//! to, and who they are as the operating system knows it.
 //!
 //! Deliberately absent: the PostgreSQL protocol (who asks for TLS, and when, is `session` and `backend`), name resolution.
 //! Invariants: the plain path costs one `match`; a TLS session is boxed, so that an idle plain client stays small; a write
@@ -9,14 +10,18 @@ mod acceptor;
 pub mod certificate;
 mod connector;
 mod files;
+mod listener;
 mod stream;
 mod tcp;
 mod tls;
+mod unix;
 
 pub use crate::config::TcpConfig;
 pub use acceptor::{Acceptor, ClientTls};
 pub use connector::{connect as connect_tls, server_end_point};
 pub use files::{TlsError, changed_at};
+pub use listener::{Listener, Peer};
 pub use stream::Stream;
 pub use tcp::tune;
 pub use tls::Tls;
+pub use unix::{SocketFile, UnixError, bind as bind_unix, socket_path};

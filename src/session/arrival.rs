@@ -8,10 +8,7 @@ use crate::{
 };
 use bytes::{Bytes, BytesMut};
 use std::sync::Arc;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// The first byte of a TLS handshake record; no start-up packet begins with it, as it would be of 352 MiB.
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -36,12 +33,14 @@ pub(super) enum Turned {
 }
 
 /// Reads until the client has said who it is. How long that may take is the caller's business.
-pub(super) async fn arrive(stream: TcpStream, acceptor: Option<Arc<Acceptor>>) -> Result<Arrival, Turned> {
+/// Without an acceptor there is no TLS: on Unix sockets, where PostgreSQL answers `N`, too.
+pub(super) async fn arrive(mut stream: Stream, acceptor: Option<Arc<Acceptor>>) -> Result<Arrival, Turned> {
     let mut first = [0];
-    if !matches!(stream.peek(&mut first).await, Ok(1)) {
+    if let Stream::Tcp(stream) = &stream
+        && !matches!(stream.peek(&mut first).await, Ok(1))
+    {
         return Err(Turned::Gone); // a health check that says nothing
     }
-    let mut stream = Stream::Tcp(stream);
     let mut tls = None;
     if first == [TLS_HANDSHAKE] {
         let Some(acceptor) = &acceptor else {

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     auth::Policy,
     backend,
-    net::{self, Acceptor, ClientTls, Stream},
+    net::{self, Acceptor, ClientTls, Listener, Peer, Stream},
     traffic::{
         cancelling::Place,
         database::{Database, SessionInfo},
@@ -24,7 +24,6 @@ use dashmap::DashMap;
 use std::{
     collections::HashMap,
     future::Future,
-    net::SocketAddr,
     pin::Pin,
     sync::{
         Arc, Mutex, OnceLock,
@@ -34,7 +33,6 @@ use std::{
 };
 use tokio::{
     io::{AsyncWrite, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
     sync::Notify,
 };
 
@@ -46,7 +44,7 @@ const ARRIVING_MORE: usize = 1_000;
 
 type StrangerHandler = dyn Fn(i32, Bytes) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync;
 /// Gets what the client has sent so far, from its start-up packet on.
-type Handler = dyn Fn(Stream, BytesMut, SocketAddr, Option<ClientTls>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync;
+type Handler = dyn Fn(Stream, BytesMut, Peer, Option<ClientTls>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync;
 
 /// Where a CancelRequest must go: the server that serves the session at this moment.
 #[derive(Clone, Debug)]
@@ -110,7 +108,7 @@ impl FrontDoor {
 
     /// Accepts until its task is aborted. While the door closes, who comes is told so: the socket lives on for a successor,
     /// and a connection that nobody accepts would wait for its answer.
-    pub async fn listen(self: Arc<Self>, listener: TcpListener) {
+    pub async fn listen(self: Arc<Self>, listener: Listener) {
         loop {
             match listener.accept().await {
                 Ok((stream, peer)) => {
@@ -179,12 +177,15 @@ impl FrontDoor {
         self.policy.load_full()
     }
 
-    async fn admit(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+    async fn admit(self: Arc<Self>, stream: Stream, peer: Peer) {
         let arriving = Arriving(&self.arriving);
         let limits = self.limits();
-        net::tune(&stream, &limits.tcp);
+        if let Some(socket) = stream.tcp() {
+            net::tune(socket, &limits.tcp);
+        }
         let deadline = Instant::now() + limits.login_timeout;
-        let acceptor = self.acceptor.load_full();
+        // nobody listens on a Unix socket: no TLS, and none demanded, as in PostgreSQL
+        let acceptor = self.acceptor.load_full().filter(|_| peer.address().is_some());
         let required = acceptor.as_ref().is_some_and(|acceptor| acceptor.required);
         // boxed: the room for handshakes is given back before the session begins
         let arrival = match tokio::time::timeout_at(deadline.into(), Box::pin(arrive(stream, acceptor))).await {

@@ -66,10 +66,11 @@ pub(super) async fn log_in(
         user: &info.user,
         database: &database.name,
         tls: tls.as_ref(),
-        address: Some(client.peer.ip()),
+        address: client.peer.address(),
+        uid: client.peer.uid(),
         physical_replication: physical,
     };
-    let method = auth::method(&policy, &applicant).map_err(Ended::Denied)?;
+    let method = auth::method(&policy, &applicant).await.map_err(Ended::Denied)?;
     let result = match method {
         Method::Relay => relay(door, database, client, &applicant, key).await,
         method => end_here(door, &policy, database, client, &applicant, method, key).await,

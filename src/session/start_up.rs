@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     auth::{Ended, scram::random},
-    net::{ClientTls, Stream},
+    net::{ClientTls, Peer, Stream},
     traffic::{
         cancelling::Cancelling,
         copies::Identity,
@@ -18,7 +18,6 @@ use crate::{
 };
 use bytes::{Bytes, BytesMut};
 use std::{
-    net::SocketAddr,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicI64, AtomicU64},
@@ -35,7 +34,7 @@ pub(super) struct Client {
     pub stream: Stream,
     /// Bytes that came behind the start-up packet.
     pub buffer: BytesMut,
-    pub peer: SocketAddr,
+    pub peer: Peer,
     /// `None`: not over TLS.
     pub tls: Option<ClientTls>,
     pub version: i32,
