@@ -46,6 +46,10 @@ pub(super) struct Remembered {
 impl Relay {
     pub(super) fn begin_transaction(&mut self) {
         self.serve_next = true;
+        self.start_remembering();
+    }
+
+    fn start_remembering(&mut self) {
         let route = self.database.route.load();
         self.conversation.recording = route.shadows.iter().any(|shadow| shadow.is_interested());
         let rehearse = route.shadows.iter().any(|shadow| shadow.rehearse.load(Ordering::Relaxed) && shadow.in_step.load(Ordering::Relaxed));
@@ -130,6 +134,9 @@ impl Relay {
             self.offer_transaction();
             if self.conversation.at_boundary() {
                 self.leave();
+            } else {
+                // The client has sent the next one already.
+                self.start_remembering();
             }
         }
     }
