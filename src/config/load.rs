@@ -2,7 +2,7 @@
 
 use super::{
     AdaptConfig, AuthConfig, Config, ConsoleUser, CopyConfig, DatabaseConfig, FeedKind, MirrorWrites, PoolMode, ProxyConfig, RevertConfig,
-    Secret, ServerUrl, ShadowConfig, ShiftConfig, TlsConfig, TlsVersion, UserConfig, UserSource,
+    Secret, ServerUrl, ShadowConfig, ShiftConfig, TlsConfig, TlsVersion, UserConfig, UserSource, limits,
     raw::{RawAuth, RawConfig, RawCopy, RawDatabase, RawProxy, RawRevert, RawShadow, RawShift, RawTls},
 };
 use std::{collections::HashSet, net::SocketAddr, ops::Range, path::Path, time::Duration};
@@ -56,12 +56,12 @@ fn line_of(text: &str, offset: usize) -> usize {
     text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
 }
 
-struct Refusal {
-    at: usize,
-    reason: String,
+pub(super) struct Refusal {
+    pub at: usize,
+    pub reason: String,
 }
 
-fn refuse<T>(span: Range<usize>, reason: impl Into<String>) -> Result<T, Refusal> {
+pub(super) fn refuse<T>(span: Range<usize>, reason: impl Into<String>) -> Result<T, Refusal> {
     Err(Refusal { at: span.start, reason: reason.into() })
 }
 
@@ -90,6 +90,7 @@ impl Reader<'_> {
     }
 
     fn proxy(&self, raw: RawProxy) -> Result<ProxyConfig, Refusal> {
+        let limits = limits::limits(&raw)?;
         let metadata = match raw.metadata {
             None => "understudy.db".into(),
             Some(value) => match value.get_ref().strip_prefix("sqlite:") {
@@ -125,8 +126,8 @@ impl Reader<'_> {
             console,
             tls: raw.tls.map(tls).transpose()?,
             auth: auth(raw.auth)?,
-            login_timeout: duration(raw.login_timeout, "login_timeout", Duration::from_secs(60))?,
-            max_clients: in_range(raw.max_clients, "max_clients", 1..=1_000_000, 10_000)? as usize,
+            limits,
+            tcp: limits::tcp(raw.tcp)?,
             shadow_memory_bytes_max: match raw.shadow_memory {
                 None => 64 << 20,
                 Some(value) => bytes(&value)?,
@@ -298,7 +299,7 @@ fn address(value: Option<Spanned<String>>, key: &str, default: &str) -> Result<O
     }
 }
 
-fn in_range(value: Option<Spanned<i64>>, key: &str, range: std::ops::RangeInclusive<i64>, default: i64) -> Result<i64, Refusal> {
+pub(super) fn in_range(value: Option<Spanned<i64>>, key: &str, range: std::ops::RangeInclusive<i64>, default: i64) -> Result<i64, Refusal> {
     match value {
         None => Ok(default),
         Some(value) if range.contains(value.get_ref()) => Ok(*value.get_ref()),
@@ -322,7 +323,7 @@ fn positive(value: Option<Spanned<f64>>, key: &str, default: f64) -> Result<f64,
     }
 }
 
-fn duration(value: Option<Spanned<String>>, key: &str, default: Duration) -> Result<Duration, Refusal> {
+pub(super) fn duration(value: Option<Spanned<String>>, key: &str, default: Duration) -> Result<Duration, Refusal> {
     match value {
         None => Ok(default),
         Some(value) => match parse_duration(value.get_ref()) {
@@ -348,7 +349,7 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     Duration::try_from_secs_f64(number * seconds).ok()
 }
 
-fn bytes(value: &Spanned<String>) -> Result<usize, Refusal> {
+pub(super) fn bytes(value: &Spanned<String>) -> Result<usize, Refusal> {
     let text = value.get_ref().trim();
     let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
@@ -467,6 +468,11 @@ sample_reads = 10.0
             ("name = \"shop\"", "name = \"understudy\"", 5, "console"),
             ("listen = \"127.0.0.1:6432\"", "listen = \"6432\"", 3, "ADDRESS:PORT"),
             ("listen = \"127.0.0.1:6432\"", "tls = { certificate = \"c\", key = \"k\", min_version = \"1.1\" }", 3, "1.2"),
+            ("listen = \"127.0.0.1:6432\"", "client_idle_timeout = \"soon\"", 3, "or \"off\""),
+            ("listen = \"127.0.0.1:6432\"", "max_message = \"2GB\"", 3, "1GB"),
+            ("listen = \"127.0.0.1:6432\"", "client_memory = \"8kB\"", 3, "at least"),
+            ("listen = \"127.0.0.1:6432\"", "tcp.keepalive_count = 0", 3, "between 1 and"),
+            ("listen = \"127.0.0.1:6432\"", "tcp.keepalive_idle = \"10h\"", 3, "at most 9h"),
             ("listen = \"127.0.0.1:6432\"", "auth.users = \"passwd\"", 3, "file:PATH"),
             ("listen = \"127.0.0.1:6432\"", "auth = { users = \"query\", query = \"SELECT 1\" }", 3, "$1"),
             ("listen = \"127.0.0.1:6432\"", "listen = ", 3, ""),

@@ -3,10 +3,12 @@
 //! Deliberately absent: any connection to a server (that is `check`), any default that serves traffic from a shadow.
 //! Invariants: unknown keys are errors; a wrong file is refused whole, with line and reason; secrets print as `***`.
 
+mod limits;
 mod load;
 mod raw;
 mod url;
 
+pub use limits::{Keepalive, LimitsConfig, TcpConfig};
 pub use load::{ConfigError, load, parse, parse_duration};
 pub use url::{ChannelBinding, RootCertificates, Secret, ServerTls, ServerUrl, SslMode};
 
@@ -38,10 +40,10 @@ pub struct ProxyConfig {
     pub tls: Option<TlsConfig>,
     /// `[proxy.auth]`: who checks passwords.
     pub auth: AuthConfig,
-    /// How long a client may take to say who it is and to log in.
-    pub login_timeout: Duration,
-    /// Most client connections at once; the next one is refused with SQLSTATE 53300.
-    pub max_clients: usize,
+    /// What clients must keep to.
+    pub limits: LimitsConfig,
+    /// `[proxy.tcp]`: how dead clients are noticed.
+    pub tcp: TcpConfig,
     /// Most bytes of copied statements and answers that all shadow work together may hold in memory.
     pub shadow_memory_bytes_max: usize,
 }

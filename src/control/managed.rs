@@ -209,6 +209,7 @@ impl ManagedShadow {
             queue,
             observations: Observations::new(config.revert.window),
             breaker: Breaker::default(),
+            copy_breaker: Breaker::default(),
             hedge_after: config.hedge_after,
         };
         ManagedShadow {

@@ -21,6 +21,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+mod memory;
+
+pub use memory::Memory;
+
 /// Prepared statements remembered per session, so that they can be prepared again elsewhere; beyond it a session counts as
 /// not movable rather than growing without bound.
 const STATEMENTS_MAX: usize = 10_000;
@@ -196,6 +200,8 @@ pub struct Conversation {
     pub forgot_statements: bool,
     /// The class of the Query or Parse that is taken in next, where it is known already.
     pub class_ahead: Option<Arc<Class>>,
+    /// How much of it there is.
+    pub memory: Memory,
 }
 
 impl Default for Conversation {
@@ -214,6 +220,7 @@ impl Default for Conversation {
             recording: false,
             forgot_statements: false,
             class_ahead: None,
+            memory: Memory::default(),
         }
     }
 }
@@ -253,6 +260,17 @@ impl Conversation {
     /// The client has asked for something that the server can still answer without another byte of the client.
     pub fn owes_answers(&self) -> bool {
         !self.data_wanted && self.cycles.iter().any(|cycle| cycle.complete)
+    }
+
+    /// Every message of the client that has been taken is answered. Not so, and nothing is owed: the server may be at work, or keep
+    /// its answers until a Flush or Sync.
+    pub fn is_answered(&self) -> bool {
+        self.cycles.iter().all(|cycle| cycle.unanswered == 0)
+    }
+
+    /// A COPY waits for the client's data.
+    pub fn takes_data(&self) -> bool {
+        self.data_wanted
     }
 
     /// Transaction status of the last ReadyForQuery.
@@ -411,6 +429,7 @@ impl Conversation {
                     _ => Pending::ClosePortal,
                 };
                 self.open().pending.push_back(pending);
+                self.remembers(0);
             }
             // alone it asks for nothing and nothing answers it
             b'H' => {}
@@ -443,7 +462,9 @@ impl Conversation {
         let name = Bytes::copy_from_slice(name);
         let parse = Arc::new(Parse { name: name.clone(), query: Bytes::copy_from_slice(text), types: Bytes::copy_from_slice(rest) });
         let statement = Statement { parse, class, facts, prepared_on: self.generation };
+        let bytes = statement.parse.query.len();
         self.open().pending.push_back(Pending::Parse { name, statement });
+        self.remembers(bytes);
     }
 
     /// The statement of that name as the client sees it now, and whether it was parsed earlier in this very cycle. A
@@ -858,6 +879,18 @@ pub fn whole_cycle(buffer: &[u8], max: usize) -> Option<WholeCycle> {
                 return Some(WholeCycle::Extended { len: at, parse, bind: bind?, describe, limit });
             }
             _ => return None,
+        }
+    }
+}
+
+/// Bytes up to the end of the first request cycle in a buffer. `None`: it has not come whole.
+pub fn cycle_length(buffer: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        let header = crate::wire::peek(buffer.get(at..)?).ok()??;
+        at += header.len;
+        if matches!(header.tag, b'Q' | b'F' | b'S') {
+            return (at <= buffer.len()).then_some(at);
         }
     }
 }

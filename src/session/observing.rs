@@ -8,9 +8,11 @@ use super::{
 use crate::{
     sql::{Class, Kind, TransactionVerb},
     traffic::{
-        copies::{Copy, RehearsedStep, RehearsedTransaction, SampledRead},
+        copies::{Copy, Dropped, RehearsedStep, RehearsedTransaction, SampledRead},
+        database::monotonic_ms,
         fence::Needed,
         mirror::{MirroredStep, MirroredTransaction},
+        route::ShadowRoute,
     },
     wire,
 };
@@ -41,6 +43,23 @@ pub(super) struct Remembered {
     wrote: bool,
     began_at: crate::lsn::Lsn,
     needed: Needed,
+}
+
+/// Whether a copy would be of any use, counted where it would not: nothing is captured for a shadow that is stopped or gone.
+fn may_copy(shadow: &ShadowRoute, session: u64) -> bool {
+    let observations = &shadow.observations;
+    let reason = if !shadow.copy_breaker.allows(monotonic_ms()) {
+        observations.unavailable(Instant::now());
+        "dropped: shadow cannot be reached"
+    } else if !shadow.queue.has_room(session) {
+        Dropped::QueueFull.as_str()
+    } else {
+        return true;
+    };
+    observations.sampled.increment();
+    observations.dropped.increment();
+    observations.compare_reasons.count(reason);
+    false
 }
 
 impl Relay {
@@ -83,7 +102,7 @@ impl Relay {
         self.drawn.clear();
         for shadow in route.shadows.iter().filter(|shadow| shadow.in_step.load(Ordering::Relaxed)) {
             let times = shadow.sample_reads.draw(|| draw.u64(0..10_000));
-            if times > 0 {
+            if times > 0 && may_copy(shadow, self.info.id) {
                 self.drawn.push((shadow.clone(), times));
             }
         }
@@ -120,7 +139,7 @@ impl Relay {
                 shadow.observations.fallback_reasons.count("the shadow answered with an error");
             }
             shadow.observations.shadow_outcome(latency, !cycle.failed, Instant::now());
-            shadow.breaker.outcome(cycle.failed, crate::traffic::database::monotonic_ms());
+            shadow.breaker.outcome(cycle.failed, monotonic_ms());
         }
         if !cycle.wrote && !cycle.failed {
             let route = self.database.route.load();

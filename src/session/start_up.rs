@@ -1,7 +1,7 @@
 //! A session from its log-in to its end: registered for cancels and cutovers, then relayed.
 
 use super::{
-    front_door::{CancelTarget, FrontDoor, refuse},
+    front_door::{CancelTarget, Connected, FrontDoor, refuse},
     log_in::{Admitted, ClientKey, log_in},
     relay::{Relay, Server, note_parameter},
 };
@@ -9,8 +9,10 @@ use crate::{
     auth::{Ended, scram::random},
     net::{ClientTls, Stream},
     traffic::{
+        cancelling::Cancelling,
         copies::Identity,
         database::{Database, Mailbox, SessionInfo, pin},
+        pulse::Pulse,
     },
     wire::{self, Message, frontend, put},
 };
@@ -47,8 +49,8 @@ impl Client {
     }
 }
 
-/// Serves a client until it ends.
-pub(super) async fn run(door: Arc<FrontDoor>, database: Arc<Database>, client: Client, id: u64, deadline: Instant) {
+/// Logs a client in and hands it to its session thread: whatever the log-in needed is given back then.
+pub(super) async fn run(door: Arc<FrontDoor>, database: Arc<Database>, client: Client, connected: Connected, id: u64, deadline: Instant) {
     let find = |name: &[u8]| client.parameter(name).map(|value| String::from_utf8_lossy(value).into_owned());
     let info = Arc::new(SessionInfo {
         id,
@@ -62,11 +64,12 @@ pub(super) async fn run(door: Arc<FrontDoor>, database: Arc<Database>, client: C
         attach_error: Mutex::new(None),
         requests: AtomicU64::new(0),
         mailbox: Mailbox::default(),
+        pulse: Pulse::default(),
+        cancelling: Cancelling::default(),
     });
     let replication = client.parameters.iter().any(|(name, value)| &name[..] == b"replication" && replicates(value));
     let key = ClientKey { pid: (id as i32) & i32::MAX, secret: random() };
-    serve(&door, &database, client, info, &key, replication, deadline).await;
-    database.sessions.remove(&id);
+    serve(&door, &database, client, connected, info, &key, replication, deadline).await;
 }
 
 /// A role's name as the server will take it (`NAMEDATALEN`): a longer one must not slip past a rule for the short one.
@@ -75,22 +78,29 @@ fn role(mut name: String) -> String {
     name
 }
 
-/// Whoever has this key may cancel what the session does, until it ends.
-struct Cancellable<'a> {
-    door: &'a FrontDoor,
+/// A session as others see it, until it ends, even by a panic. Fields are dropped in this order.
+struct Presence {
+    door: Arc<FrontDoor>,
+    database: Arc<Database>,
+    id: u64,
+    /// Whoever has this key may cancel what the session does.
     key: (i32, Bytes),
+    _connected: Connected,
 }
 
-impl Drop for Cancellable<'_> {
+impl Drop for Presence {
     fn drop(&mut self) {
         self.door.cancels.remove(&self.key);
+        self.database.sessions.remove(&self.id);
     }
 }
 
+#[allow(clippy::too_many_arguments)]
 async fn serve(
     door: &Arc<FrontDoor>,
     database: &Arc<Database>,
     mut client: Client,
+    connected: Connected,
     info: Arc<SessionInfo>,
     key: &ClientKey,
     replication: bool,
@@ -110,8 +120,9 @@ async fn serve(
     let Admitted { server, owner, login, version } = admitted;
     let (pid, secret) = server.key.clone();
     let cancel = Arc::new(Mutex::new(CancelTarget { url: (*owner).clone(), pid, key: secret }));
-    let cancellable = Cancellable { door, key: key.of(version) };
-    door.cancels.insert(cancellable.key.clone(), cancel.clone());
+    let (door, database) = (door.clone(), database.clone());
+    let presence = Presence { door: door.clone(), database: database.clone(), id: info.id, key: key.of(version), _connected: connected };
+    door.cancels.insert(presence.key.clone(), (cancel.clone(), info.clone()));
     info.epoch.store(server.epoch, std::sync::atomic::Ordering::SeqCst);
     if replication {
         info.pins.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(pin::REPLICATION);
@@ -134,10 +145,15 @@ async fn serve(
         return;
     }
     let own = |name: &Bytes| [&b"user"[..], b"database", b"replication"].contains(&&name[..]) || name.starts_with(b"_pq_.");
-    let parameters = client.parameters.iter().filter(|(name, _)| !own(name)).cloned().collect();
+    // copies: the packet that they came in is larger than all of them
+    let copied = |(name, value): &(Bytes, Bytes)| (Bytes::copy_from_slice(name), Bytes::copy_from_slice(value));
+    let parameters = client.parameters.iter().filter(|(name, _)| !own(name)).map(copied).collect();
     let identity = Arc::new(Identity { user: info.user.clone(), parameters, login });
-    let relay = Relay::new(door.clone(), database.clone(), info, identity, client.stream, client.buffer, server, cancel);
-    let _ = door.threads.spawn(relay.run()).await; // an error: the session has panicked, which ends it too
+    let relay = Box::new(Relay::new(door.clone(), database, info, identity, client.stream, client.buffer, server, cancel));
+    door.threads.spawn(async move {
+        relay.run().await;
+        drop(presence);
+    });
 }
 
 pub(super) async fn next<S: AsyncRead + Unpin>(stream: &mut S, buffer: &mut BytesMut) -> Option<Message> {

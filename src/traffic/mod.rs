@@ -9,6 +9,7 @@
 //! shadow's sake. Invariants: every queue is bounded and counts what it drops; no lock is held across an await.
 
 pub mod answer;
+pub mod cancelling;
 pub mod comparator;
 pub mod copies;
 pub mod database;
@@ -18,6 +19,7 @@ pub mod judge;
 pub mod ladder;
 pub mod mirror;
 pub mod observations;
+pub mod pulse;
 pub mod rehearsal;
 pub mod route;
 mod runner;

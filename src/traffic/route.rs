@@ -62,6 +62,8 @@ pub struct ShadowRoute {
     pub observations: Observations,
     /// Stops serving for a moment after failures in a row, before the judge has spoken.
     pub breaker: Breaker,
+    /// Stops copying reads for a moment while the shadow cannot be reached: capturing them would cost the clients something.
+    pub copy_breaker: Breaker,
     /// An answer that takes longer than this is asked for again on the owner.
     pub hedge_after: std::time::Duration,
 }
