@@ -4,7 +4,7 @@
 use super::{
     CdcError,
     applier::Command,
-    copy,
+    copy, copy_schema,
     error::{Attempt, Blame, blame, describe},
     names::{ident, qualified},
     poll, sequences, session,
@@ -53,7 +53,19 @@ pub(super) fn start(shared: &Arc<Shared>) -> JoinSet<Result<(), CdcError>> {
     tasks.spawn(run_deferred(Arc::clone(shared)));
     tasks.spawn(copy_again(Arc::clone(shared)));
     tasks.spawn(poll::follow(Arc::clone(shared)));
+    tasks.spawn(analyze(Arc::clone(shared)));
     tasks
+}
+
+/// Statistics of what a copy has brought. Lost with the process, they come with autovacuum.
+async fn analyze(shared: Arc<Shared>) -> Result<(), CdcError> {
+    if shared.analyze.swap(false, Ordering::AcqRel) {
+        let follower = session::connect(&shared.spec.to, "copy statistics").await?;
+        if let Err(error) = copy_schema::analyze(&shared, &follower).await {
+            tracing::warn!(feed = shared.feed, %error, "statistics of the copied tables are left to autovacuum");
+        }
+    }
+    std::future::pending().await
 }
 
 /// The applier commits without waiting for the disk. Before the owner may forget a position, one synchronous commit behind it
