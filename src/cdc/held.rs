@@ -340,7 +340,9 @@ impl Applier {
             self.client.batch_execute("ROLLBACK").await.attempt("undo the trial")?;
             tried.attempt("run the statements as a trial (nothing was changed, the proposal waits on)")?;
         }
-        self.client.batch_execute(BEGIN).await.attempt("begin a transaction on the follower")?;
+        // The decision is recorded elsewhere: a crash of the follower must not forget what it says was done.
+        let begin = format!("{BEGIN}; SET LOCAL synchronous_commit = on");
+        self.client.batch_execute(&begin).await.attempt("begin a transaction on the follower")?;
         if sql.is_some() {
             self.client.batch_execute("SET LOCAL search_path TO DEFAULT").await.attempt("set up a session")?;
         }

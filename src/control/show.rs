@@ -263,7 +263,11 @@ impl Controller {
                 json!("off"),
             ]));
             for shadow in &route.shadows {
-                let rehearse = if shadow.rehearse.load(Ordering::SeqCst) { "rehearse" } else { "off" };
+                let rehearse = match (shadow.mirror.is_recording(), shadow.rehearse.load(Ordering::SeqCst)) {
+                    (true, _) => "apply",
+                    (false, true) => "rehearse",
+                    (false, false) => "off",
+                };
                 rows.push(row([
                     json!(managed.database.name),
                     json!(shadow.target.name),
