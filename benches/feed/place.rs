@@ -135,6 +135,7 @@ impl Place {
     pub fn spec(&self, from: &str, to: &str) -> FeedSpec {
         let url = |server: &Server, database: &str| -> ServerUrl { server.superuser_url(database) };
         FeedSpec {
+            rules: Default::default(),
             database: from.to_owned(),
             shadow: to.to_owned(),
             direction: Direction::Forward,

@@ -109,6 +109,8 @@ pub(super) struct Applier {
     pub statements: HashMap<String, tokio_postgres::Statement>,
     /// Relations whose shape has been spooled by this session.
     pub spooled_shapes: HashSet<u32>,
+    /// Tables whose rows have no place on the follower, as far as asked.
+    pub passed_over: HashMap<TableName, bool>,
 }
 
 impl Applier {
@@ -122,6 +124,7 @@ impl Applier {
             plans: HashMap::new(),
             statements: HashMap::new(),
             spooled_shapes: HashSet::new(),
+            passed_over: HashMap::new(),
         }
     }
 
@@ -309,6 +312,9 @@ impl Applier {
         };
         group.changes += 1;
         let table = self.table_of(relation)?;
+        if self.passed_over(&table).await? {
+            return Ok(());
+        }
         if !self.plans.contains_key(&relation) && self.try_plan(relation, &table).await?.is_err() {
             self.overtaken(group).await?;
         }

@@ -189,7 +189,7 @@ impl Applier {
                 let count = rows.len() as u64;
                 let tuples = rows.iter().filter_map(|row| tuple(batch, row));
                 let (many, expected) = match kind {
-                    Kind::Insert if rows.len() >= COPY_ROWS_MIN => {
+                    Kind::Insert if rows.len() >= COPY_ROWS_MIN && plan.takes_copy() => {
                         let many = plan.copy_many();
                         return Ok(Some(Action::Copy { data: many.lines(tuples), sql: many.sql, rows: count }));
                     }

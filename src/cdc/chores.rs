@@ -6,7 +6,8 @@ use super::{
     applier::Command,
     copy,
     error::{Attempt, Blame, blame, describe},
-    names::{ident, qualified},
+    mapped,
+    names::qualified,
     poll, sequences, session,
     shared::{HeldState, Shared, TableName, lock},
 };
@@ -109,7 +110,7 @@ async fn keep_sequences_ahead(shared: Arc<Shared>) -> Result<(), CdcError> {
         if !shared.is_streaming() {
             continue;
         }
-        match sequences::advance(&owner, &follower).await {
+        match sequences::advance(&owner, &follower, &shared.spec).await {
             Ok(_) => warned = false,
             Err(error) if owner.is_closed() || follower.is_closed() => return Err(error),
             Err(error) => {
@@ -305,9 +306,12 @@ async fn recopy(shared: &Shared, table: &TableName, asked: Lsn) -> Result<(), Cd
     if columns.first().is_some_and(|row| (row.get::<_, &str>(2), row.get::<_, &str>(3)) != (table.0.as_str(), table.1.as_str())) {
         return Err(CdcError::Protocol("it was renamed on the owner; it is copied once the stream has brought that".into()));
     }
-    let list = columns.iter().map(|row| ident(row.get(0))).collect::<Vec<_>>().join(", ");
     let partitioned = columns.first().is_some_and(|first| first.get(1));
-    let out = if partitioned { format!("COPY (SELECT {list} FROM {name}) TO STDOUT") } else { format!("COPY {name} ({list}) TO STDOUT") };
+    let names: Vec<String> = columns.iter().map(|row| row.get(0)).collect();
+    let from = if partitioned { name } else { format!("ONLY {name}") };
+    let (out, into) = mapped::copy_commands(&shared.spec.rules.load(), shared.spec.direction, table, &from, &names, "");
+    let there = shared.spec.name_there(table);
+    let name = qualified(&there.0, &there.1);
     // Without ONLY, tables that inherit from it would be emptied, too.
     let only = if partitioned { "" } else { "ONLY " };
     let writer = session::connect_writer(&shared.spec.to, "recopy writer").await?;
@@ -319,7 +323,7 @@ async fn recopy(shared: &Shared, table: &TableName, asked: Lsn) -> Result<(), Cd
     }
     // A table that the owner has dropped since has no rows; the stream says what becomes of it.
     if !columns.is_empty() {
-        copy::stream_table(&reader, &writer, &out, &format!("COPY {name} ({list}) FROM STDIN"), &name, |_| ()).await?;
+        copy::stream_table(&reader, &writer, &out, &into, &name, |_| ()).await?;
     }
     let marked = writer
         .execute(

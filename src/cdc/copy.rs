@@ -15,7 +15,7 @@ use super::{
     copy_schema,
     dump::{self, Section},
     error::Attempt,
-    install,
+    install, mapped,
     names::{SCHEMA, ident, literal, qualified},
     roles, sequences, session,
     shared::{HeldState, Phase, Shared, TableName, lock},
@@ -74,7 +74,8 @@ pub(super) async fn run(shared: &Shared) -> Result<(), CdcError> {
             shared.copy.done.store(true, Ordering::Relaxed);
             return Ok(());
         }
-        Some(("loading", position)) if ends.slot_holds(session::lsn(position)?).await? => {
+        // Tables of the follower's own are filled at one snapshot or not at all.
+        Some(("loading", position)) if !spec.existing() && ends.slot_holds(session::lsn(position)?).await? => {
             copy_rows::end_predecessors(&ends.follower).await?;
             shared.set_phase(Phase::Copying);
             shared.copy.reset();
@@ -93,8 +94,10 @@ pub(super) async fn run(shared: &Shared) -> Result<(), CdcError> {
         }
     };
     copy_schema::build(shared, &ends.follower).await?;
-    sequences::advance(&ends.owner, &ends.follower).await?;
-    copy_schema::refresh_materialized_views(shared, &ends.owner, &ends.follower).await?;
+    sequences::advance(&ends.owner, &ends.follower, spec).await?;
+    if !spec.existing() {
+        copy_schema::refresh_materialized_views(shared, &ends.owner, &ends.follower).await?;
+    }
     copy_schema::analyze(shared, &ends.follower).await?;
     ends.complete(consistent).await
 }
@@ -119,9 +122,12 @@ impl Ends<'_> {
     async fn begin(&self) -> Result<Lsn, CdcError> {
         let Ends { shared, owner, follower, versions } = self;
         let (spec, feed) = (&shared.spec, shared.feed.as_str());
-        let pg_dump = dump::find(versions.0 / 10_000).await?;
+        let existing = spec.existing();
+        let pg_dump = if existing { None } else { Some(dump::find(versions.0 / 10_000).await?) };
         install::drop_slot(owner, feed).await?;
-        refuse_conflicts(shared, owner, follower).await?;
+        if !existing {
+            refuse_conflicts(shared, owner, follower).await?;
+        }
         install::forget(follower, feed).await?;
         follower
             .execute("INSERT INTO understudy.progress (feed, phase, commit_lsn, end_lsn) VALUES ($1, 'copying', '0/0', '0/0')", &[&feed])
@@ -143,16 +149,25 @@ impl Ends<'_> {
         for problem in roles::copy(&keeper, follower).await? {
             shared.event(Severity::Warning, &problem, serde_json::json!({}));
         }
-        // Both halves now: the second must fit the first, whatever happens on the owner meanwhile.
-        let (first, second) = futures_util::future::try_join(
-            dump::run(&pg_dump, &spec.from, Section::PreData, &snapshot),
-            dump::run(&pg_dump, &spec.from, Section::PostData, &snapshot),
-        )
-        .await?;
-        copy_objects::copy(shared, &keeper, follower).await?;
-        shared.adapter.baseline(&keeper).await?;
-        copy_schema::restore(shared, &dump::fit(&first, versions.1), &dump::fit(&second, versions.1), consistent).await?;
-        let plan = copy_plan::make(&keeper, Some(feed), *versions, spec.copy.workers, &BTreeSet::new()).await?;
+        match &pg_dump {
+            Some(pg_dump) => {
+                // Both halves now: the second must fit the first, whatever happens on the owner meanwhile.
+                let (first, second) = futures_util::future::try_join(
+                    dump::run(pg_dump, &spec.from, Section::PreData, &snapshot),
+                    dump::run(pg_dump, &spec.from, Section::PostData, &snapshot),
+                )
+                .await?;
+                copy_objects::copy(shared, &keeper, follower).await?;
+                shared.adapter.baseline(&keeper).await?;
+                copy_schema::restore(shared, &dump::fit(&first, versions.1), &dump::fit(&second, versions.1), consistent).await?;
+            }
+            None => {
+                mapped::adopt(shared, &keeper, follower, consistent).await?;
+                copy_objects::copy(shared, &keeper, follower).await?;
+                shared.adapter.baseline(&keeper).await?;
+            }
+        }
+        let plan = copy_plan::make(&keeper, spec, Some(feed), *versions, &BTreeSet::new()).await?;
         let left = self.copy_rows(&plan, &snapshot, 0).await?;
         self.set_aside(left, consistent, false).await?;
         drop(exporter);
@@ -176,7 +191,7 @@ impl Ends<'_> {
         let (again, snapshot) = create_slot(shared, owner, &mut exporter, versions.0, &slot, true).await?;
         let keeper = import(shared, &snapshot, "copy keeper").await?;
         let settled: BTreeSet<TableName> = whole.union(&aside).cloned().collect();
-        let mut plan = copy_plan::make(&keeper, Some(&shared.feed), *versions, shared.spec.copy.workers, &settled).await?;
+        let mut plan = copy_plan::make(&keeper, &shared.spec, Some(&shared.feed), *versions, &settled).await?;
         let mut left = LeftOut::new();
         for unit in &plan.units {
             if shape(&keeper, &unit.table).await? != shape(follower, &unit.table).await? {
@@ -351,7 +366,9 @@ pub(super) async fn clean(shared: &Shared, follower: &Client) -> Result<(), CdcE
         .attempt("read what an interrupted copy made")?;
     for row in &made {
         let (kind, name): (&str, &str) = (row.get(0), row.get(1));
-        let sql = format!("DROP {} IF EXISTS {name} CASCADE", kind.to_uppercase());
+        // Tables of the follower's own are emptied (foreign keys do not fire for this session's DELETE), others are ours.
+        let sql =
+            if kind == "rows" { format!("DELETE FROM {name}") } else { format!("DROP {} IF EXISTS {name} CASCADE", kind.to_uppercase()) };
         follower.batch_execute(&sql).await.attempt("take back what an interrupted copy made")?;
     }
     install::forget(follower, &shared.feed).await?;

@@ -4,8 +4,9 @@
 //! A unit is copied at one snapshot, whole or not at all: that is the granule of resuming.
 
 use super::{
-    CdcError,
+    CdcError, FeedSpec,
     error::Attempt,
+    mapped,
     names::{ident, qualified},
     shared::TableName,
 };
@@ -123,9 +124,9 @@ pub(super) async fn look(client: &Client, oid: u32) -> Result<Option<String>, Cd
 /// Lists the tables of the feed (`None`: every table that one would have) as the snapshot of `keeper` sees them, without those in `done`.
 pub(super) async fn make(
     keeper: &Client,
+    spec: &FeedSpec,
     feed: Option<&str>,
     versions: (u32, u32),
-    workers: usize,
     done: &BTreeSet<TableName>,
 ) -> Result<CopyPlan, CdcError> {
     let rows = keeper
@@ -163,9 +164,10 @@ pub(super) async fn make(
         .await
         .attempt("list the tables to copy")?;
     let mut plan = CopyPlan::default();
+    let (rules, workers) = (spec.rules.load_full(), spec.copy.workers);
     for row in &rows {
         let table: TableName = (row.get(0), row.get(1));
-        if done.contains(&table) {
+        if done.contains(&table) || mapped::left_out(&rules, &table) {
             continue;
         }
         if plan.units.last().is_none_or(|unit| unit.table != table) {
@@ -185,33 +187,26 @@ pub(super) async fn make(
         let named = if columns.is_empty() { name.clone() } else { format!("{name} ({list})") };
         let split = workers > 1 && heap && !columns.is_empty() && bytes >= SPLIT_BYTES_MIN;
         let count = if split { ((bytes + PART_BYTES - 1) / PART_BYTES).clamp(1, PARTS_MAX.min(pages.max(1))) } else { 1 };
-        let freeze = !split && bytes >= FREEZE_BYTES_MIN;
+        let freeze = !split && !rules.existing && bytes >= FREEZE_BYTES_MIN;
         let into = match (freeze, binary) {
             (true, true) => format!("COPY {named} FROM STDIN WITH (FORMAT binary, FREEZE)"),
             (true, false) => format!("COPY {named} FROM STDIN WITH (FREEZE)"),
             (false, _) => format!("COPY {named} FROM STDIN{format}"),
         };
         for range in 0..count {
-            let out = if count == 1 {
-                format!("COPY {named} TO STDOUT{format}")
+            // Pages that came behind the last one since belong to the last range.
+            let from = format!("ctid >= '({},0)'", pages * range / count);
+            let to = if range + 1 < count { format!(" AND ctid < '({},0)'", pages * (range + 1) / count) } else { String::new() };
+            let (out, into) = if let (true, Some(unit)) = (rules.existing, plan.units.get(unit)) {
+                let limits = if count == 1 { String::new() } else { format!(" WHERE {from}{to}") };
+                mapped::copy_commands(&rules, spec.direction, &unit.table, &format!("ONLY {name}"), &columns, &limits)
+            } else if count == 1 {
+                (format!("COPY {named} TO STDOUT{format}"), into.clone())
             } else {
-                // Pages that came behind the last one since belong to the last range.
-                let from = format!("ctid >= '({},0)'", pages * range / count);
-                let to = if range + 1 < count { format!(" AND ctid < '({},0)'", pages * (range + 1) / count) } else { String::new() };
-                format!("COPY (SELECT {list} FROM ONLY {name} WHERE {from}{to}) TO STDOUT{format}")
+                (format!("COPY (SELECT {list} FROM ONLY {name} WHERE {from}{to}) TO STDOUT{format}"), into.clone())
             };
             let number = plan.units.get(unit).map_or(0, |unit| unit.parts);
-            plan.parts.push(Part {
-                unit,
-                number,
-                name: name.clone(),
-                oid,
-                look: row.get(5),
-                bytes: bytes / count,
-                out,
-                into: into.clone(),
-                freeze,
-            });
+            plan.parts.push(Part { unit, number, name: name.clone(), oid, look: row.get(5), bytes: bytes / count, out, into, freeze });
             if let Some(unit) = plan.units.get_mut(unit) {
                 unit.parts += 1;
             }

@@ -15,7 +15,7 @@ use crate::{
     console::state::FeedState,
     lsn::Lsn,
     metadata::{Proposal, ProposalState, Repository, Severity},
-    schema::Adapter,
+    schema::{Adapter, approval},
 };
 use std::{
     sync::{
@@ -288,8 +288,11 @@ impl Feed {
         self.ask(|reply| Command::Approve { proposal, sql, who, reply }).await
     }
 
-    /// A statement that must not run in a transaction has a session of its own; the feed goes on beside it.
+    /// A statement that must not run in a transaction has a session of its own; the feed goes on beside it. What a person gives instead is
+    /// tried and run in a transaction wherever that is possible; where it is not, the invalid index that a failure leaves is taken away.
     async fn approve_outside(&self, proposal: &Proposal, sql: Option<&str>, who: &str) -> Result<String, CdcError> {
+        super::held::approvable(&self.shared().repository.proposal(proposal.id)?)?;
+        let given = sql.map(approval::read).transpose()?;
         let follower = session::connect_writer(&self.shared().spec.to, "approval").await?;
         let waiting = follower
             .query_opt("SELECT FROM understudy.deferred WHERE feed = $1 AND proposal = $2", &[&self.shared().feed, &proposal.id])
@@ -301,14 +304,37 @@ impl Feed {
                 proposal.id
             )));
         }
-        let statements = sql.map_or_else(|| proposal.draft.sql.clone(), |sql| vec![sql.to_owned()]);
-        if sql.is_some() {
-            follower.batch_execute("SET search_path TO DEFAULT").await.attempt("set up a session")?;
+        let run = format!("run the statements of proposal {}", proposal.id);
+        match (sql, given) {
+            (Some(sql), Some(approval::Given::Transaction)) => {
+                let begin = "SET search_path TO DEFAULT; SET lock_timeout = '10s'; BEGIN";
+                follower.batch_execute(begin).await.attempt("try the statements")?;
+                let tried = follower.batch_execute(sql).await;
+                follower.batch_execute("ROLLBACK").await.attempt("undo the trial")?;
+                tried.attempt("run the statements as a trial (nothing was changed, the proposal waits on)")?;
+                follower.batch_execute("BEGIN").await.attempt(&run)?;
+                // Dropping the session undoes what a failure leaves open.
+                follower.batch_execute(sql).await.attempt(&run)?;
+                follower.batch_execute("COMMIT").await.attempt(&run)?;
+            }
+            _ => {
+                let statements = sql.map_or_else(|| proposal.draft.sql.clone(), |sql| vec![sql.to_owned()]);
+                let before = invalid_indexes(&follower).await?;
+                if sql.is_some() {
+                    follower.batch_execute("SET search_path TO DEFAULT").await.attempt("set up a session")?;
+                }
+                for statement in &statements {
+                    if let Err(source) = follower.batch_execute(statement).await {
+                        let left = invalid_indexes(&follower).await?;
+                        for (index, _) in left.difference(&before).filter(|(_, name)| statement.contains(name.as_str())) {
+                            follower.batch_execute(&format!("DROP INDEX {index}")).await.attempt("take an unfinished index away")?;
+                        }
+                        return Err(CdcError::Postgres { what: run, source });
+                    }
+                }
+            }
         }
-        for statement in &statements {
-            follower.batch_execute(statement).await.attempt(&format!("run the statements of proposal {}", proposal.id))?;
-        }
-        let ran = statements.join(";\n");
+        let ran = sql.map_or_else(|| proposal.draft.sql.join(";\n"), str::to_owned);
         self.shared().repository.decide(proposal.id, ProposalState::Approved, who, &ran, "")?;
         Ok(ran)
     }
@@ -389,6 +415,14 @@ fn fail(shared: &Shared, error: &CdcError) {
         "the feed stopped: a person is needed. Put right what the reason says, then start the feed again",
         serde_json::json!({"feed": shared.feed, "reason": error.to_string()}),
     );
+}
+
+/// Indexes that a build has not finished: qualified, and their names alone.
+async fn invalid_indexes(follower: &tokio_postgres::Client) -> Result<std::collections::BTreeSet<(String, String)>, CdcError> {
+    let query = "SELECT format('%I.%I', n.nspname, c.relname), c.relname::text FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE NOT i.indisvalid";
+    let rows = follower.query(query, &[]).await.attempt("look for unfinished indexes")?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 /// The position to start at, as the follower stores it.

@@ -241,7 +241,10 @@ mod tests {
         let columns = vec![column("id", true), column("v", false), column("w", false)];
         let relation = Relation { oid: RELATION, schema: "s".into(), name: "t".into(), identity: b'd', columns };
         let target = |name: &str| {
-            (name.to_owned(), TargetColumn { type_name: "integer".into(), generated: false, identity_always: false, listable: true })
+            (
+                name.to_owned(),
+                TargetColumn { type_name: "integer".into(), generated: false, identity_always: false, listable: true, using: None },
+            )
         };
         let table = TargetTable {
             columns: ["id", "v", "w"].map(target).into_iter().collect(),

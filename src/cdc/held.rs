@@ -16,7 +16,7 @@ use super::{
 use crate::{
     lsn::Lsn,
     metadata::{Proposal, ProposalDraft, ProposalState, Severity},
-    schema::{quote::parse_object, renames::Rename},
+    schema::{approval, quote::parse_object, renames::Rename},
 };
 use bytes::Bytes;
 use std::{collections::HashMap, sync::Arc};
@@ -97,7 +97,8 @@ impl Applier {
         if let Some(table) = self.shared.repository.proposal(id).ok().and_then(|proposal| parse_object(&proposal.draft.object))
             && self.target_table(&table).await?.is_some()
         {
-            self.hold(group, &table, id, HeldState::Waiting, "an adaptation of this table failed").await?;
+            let here = self.shared.spec.name_here(&table);
+            self.hold(group, &here, id, HeldState::Waiting, "an adaptation of this table failed").await?;
         }
         Ok(())
     }
@@ -250,14 +251,18 @@ impl Applier {
         let (mut names, mut live) = (Vec::new(), Vec::new());
         for relation in relations {
             let table = self.table_of(*relation)?;
+            if self.passed_over(&table).await? {
+                continue;
+            }
             if lock(&self.shared.held).contains_key(&table) {
                 self.spool(group, *relation, encode_truncate(*relation, restart).into()).await?;
                 continue;
             }
-            match self.target_table(&table).await? {
+            let there = self.shared.spec.name_there(&table);
+            match self.target_table(&there).await? {
                 Some(target) => {
                     let only = if target.partitioned { "" } else { "ONLY " };
-                    names.push(format!("{only}{}", qualified(&table.0, &table.1)));
+                    names.push(format!("{only}{}", qualified(&there.0, &there.1)));
                     live.push((*relation, table));
                 }
                 None => {
@@ -318,14 +323,23 @@ impl Applier {
     }
 
     async fn approve(&mut self, proposal: &Proposal, sql: Option<&str>, who: &str) -> Result<String, CdcError> {
+        // It may have been decided, or overtaken by the stream, while the request waited for its turn.
+        approvable(&self.shared.repository.proposal(proposal.id)?)?;
         let statements = sql.map_or_else(|| proposal.draft.sql.clone(), |sql| vec![sql.to_owned()]);
         let run = format!("run the statements of proposal {}", proposal.id);
         if let Some(sql) = sql {
+            if approval::read(sql)? == approval::Given::Alone {
+                return Err(CdcError::Setup(format!(
+                    "proposal {} is carried out inside a transaction of the feed, where such a statement cannot run: run it on the follower by \
+                     hand, then APPROVE {} AS 'SELECT 1'. Nothing was changed",
+                    proposal.id, proposal.id
+                )));
+            }
             // People write names as they would in psql. First a trial: a typing error must not disturb anything.
             self.client.batch_execute(&format!("{BEGIN}; SET LOCAL search_path TO DEFAULT")).await.attempt("try the statements")?;
             let tried = self.client.batch_execute(sql).await;
             self.client.batch_execute("ROLLBACK").await.attempt("undo the trial")?;
-            tried.attempt("run the statements as a trial")?;
+            tried.attempt("run the statements as a trial (nothing was changed, the proposal waits on)")?;
         }
         self.client.batch_execute(BEGIN).await.attempt("begin a transaction on the follower")?;
         if sql.is_some() {
@@ -340,7 +354,7 @@ impl Applier {
         let mut moved = before;
         for rename in statements.iter().filter_map(|sql| Rename::parse(sql)) {
             self.renamed(&rename).await?;
-            moved = moved.into_iter().map(|table| rename.of(&table).unwrap_or(table)).collect();
+            moved = moved.into_iter().map(|table| self.renamed_name(&rename, &table).unwrap_or(table)).collect();
         }
         let there = self.awaited_tables().await?;
         let gone: Vec<TableName> = moved.into_iter().filter(|table| !there.contains(table)).collect();
@@ -362,6 +376,10 @@ impl Applier {
             replayed += self.replay(table, Lsn::ZERO).await?;
         }
         self.client.batch_execute("COMMIT").await.attempt("commit on the follower")?;
+        if sql.is_some() {
+            // A SET among the statements must not outlive them: this session goes on applying rows.
+            session::pin_writer(&self.client).await?;
+        }
         self.let_go(&tables);
         self.let_go(&gone);
         self.supersede(&gone, proposal.id)?;
@@ -459,7 +477,8 @@ impl Applier {
                     }
                     Message::Truncate { restart_identity, .. } if commit >= since => {
                         let restart = if *restart_identity { " RESTART IDENTITY" } else { "" };
-                        let sql = format!("TRUNCATE {}{restart}", qualified(&table.0, &table.1));
+                        let there = self.shared.spec.name_there(table);
+                        let sql = format!("TRUNCATE {}{restart}", qualified(&there.0, &there.1));
                         self.client.batch_execute(&sql).await.attempt("replay a TRUNCATE")?;
                         count += 1;
                     }
@@ -470,8 +489,8 @@ impl Applier {
                         let plan = match shapes.get(relation).ok_or_else(missing)? {
                             Shape::Planned(plan) => Arc::clone(plan),
                             Shape::Sent(sent) => {
-                                let target = self.target_table(table).await?;
-                                let plan = Plan::new(sent, target.as_ref()).map_err(|misfit| still_unfit(table, &misfit.to_string()))?;
+                                let (fitted, target) = self.fit(sent, table).await?;
+                                let plan = Plan::new(&fitted, target.as_ref()).map_err(|misfit| still_unfit(table, &misfit.to_string()))?;
                                 let plan = Arc::new(plan);
                                 shapes.insert(*relation, Shape::Planned(Arc::clone(&plan)));
                                 plan
@@ -506,6 +525,17 @@ impl Applier {
 enum Shape {
     Sent(Relation),
     Planned(Arc<Plan>),
+}
+
+/// What a person may still decide, or why not.
+pub(super) fn approvable(proposal: &Proposal) -> Result<(), CdcError> {
+    match proposal.state {
+        ProposalState::Pending | ProposalState::Failed | ProposalState::Rejected => Ok(()),
+        state => {
+            let note = if proposal.note.is_empty() { String::new() } else { format!(": {}", proposal.note) };
+            Err(CdcError::Setup(format!("proposal {} is already {}{note}. Nothing was changed", proposal.id, state.as_str())))
+        }
+    }
 }
 
 fn still_unfit(table: &TableName, reason: &str) -> CdcError {

@@ -46,6 +46,13 @@ const PHASE: &str = "mirroring";
 /// Makes the shadow, or goes on with one that was made.
 pub(super) async fn run(shared: &Shared, boundary: &Arc<dyn Boundary>) -> Result<(), CdcError> {
     let (spec, feed) = (&shared.spec, shared.feed.as_str());
+    if spec.existing() {
+        return Err(CdcError::Setup(
+            "mirrored writes run as clients write them, which only the source's own schema understands: use feed = \"cdc\", or \
+             schema = \"copy\""
+                .into(),
+        ));
+    }
     let owner = session::connect(&spec.from, "copy").await?;
     let version = session::version(&owner).await?;
     let follower = session::connect_writer(&spec.to, "copy").await?;
@@ -115,7 +122,7 @@ async fn copy(ends: &Ends<'_>, boundary: &Arc<dyn Boundary>) -> Result<(), CdcEr
     boundary
         .at_rest(Box::pin(async {
             let snapshot = export(&keeper).await?;
-            let positions = sequences::read(owner).await?;
+            let positions = sequences::read(owner, spec).await?;
             *lock(&taken) = Some((snapshot, positions));
             Ok(())
         }))
@@ -139,7 +146,7 @@ async fn copy(ends: &Ends<'_>, boundary: &Arc<dyn Boundary>) -> Result<(), CdcEr
     copy_objects::copy(shared, &keeper, follower).await?;
     shared.adapter.baseline(&keeper).await?;
     copy_schema::restore(shared, &dump::fit(&first, versions.1), &dump::fit(&second, versions.1), Lsn::ZERO).await?;
-    let plan = copy_plan::make(&keeper, None, *versions, spec.copy.workers, &BTreeSet::new()).await?;
+    let plan = copy_plan::make(&keeper, spec, None, *versions, &BTreeSet::new()).await?;
     let left = ends.copy_rows(&plan, &snapshot, 0).await?;
     if let Some(((schema, table), why)) = left.first_key_value() {
         let why = match why {

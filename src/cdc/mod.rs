@@ -37,6 +37,7 @@ mod guard;
 mod held;
 mod install;
 pub mod leftovers;
+mod mapped;
 mod mirror;
 mod names;
 mod owner;
@@ -62,7 +63,10 @@ pub use mirror::{AtRest, Boundary};
 pub use names::feed_name;
 pub use sequences::sync_sequences_exact;
 
-use crate::config::{CopyConfig, ServerUrl};
+use crate::{
+    config::{CopyConfig, ServerUrl},
+    schema::mapping::SharedRules,
+};
 
 /// Prefix of the logical messages that mark a place in the stream.
 pub const MARKER_PREFIX: &str = "understudy.marker";
@@ -91,4 +95,6 @@ pub struct FeedSpec {
     pub to: ServerUrl,
     /// Limits of the copy and of the stream.
     pub copy: CopyConfig,
+    /// How the shadow's schema differs from the source's.
+    pub rules: SharedRules,
 }

@@ -75,6 +75,7 @@ mod tests {
             from: url.clone(),
             to: url,
             copy: crate::config::CopyConfig::default(),
+            rules: Default::default(),
         }
     }
 

@@ -6,7 +6,7 @@ use super::{
     pgoutput::{Relation, Tuple, Value},
     session::Text,
 };
-use std::{collections::HashMap, fmt::Write as _};
+use std::collections::HashMap;
 
 /// One column of the follower's table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +19,30 @@ pub(super) struct TargetColumn {
     pub identity_always: bool,
     /// An array of its type holds one value per element, separated by commas.
     pub listable: bool,
+    /// Its value is computed from the stream's.
+    pub using: Option<Using>,
+}
+
+/// An expression over one column of the owner, written by the operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Using {
+    /// The column's name on the owner, as the expression says it.
+    pub column: String,
+    /// Its type there.
+    pub type_name: String,
+    pub expression: String,
+}
+
+impl TargetColumn {
+    /// A value of the stream, given as SQL of its text, as this column takes it.
+    pub fn value(&self, text: &str) -> String {
+        match &self.using {
+            None => format!("{text}::{}", self.type_name),
+            Some(Using { column, type_name, expression }) => {
+                format!("(SELECT {expression} FROM (SELECT {text}::{type_name} AS {}) AS v)", ident(column))
+            }
+        }
+    }
 }
 
 /// How changes of a table may be taken together.
@@ -95,10 +119,9 @@ impl Writer {
         self.sql.push_str(sql);
     }
 
-    fn parameter(&mut self, value: &Value, type_name: &str) {
+    fn parameter(&mut self, value: &Value, target: &TargetColumn) {
         self.parameters.push(text(value));
-        // Writing to a String cannot fail.
-        let _ = write!(self.sql, "${}::{type_name}", self.parameters.len());
+        self.sql.push_str(&target.value(&format!("${}", self.parameters.len())));
     }
 }
 
@@ -174,7 +197,7 @@ impl Plan {
         writer.push(&format!("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE VALUES (", self.target, names.join(", ")));
         for (number, (_, _, target, value)) in written.into_iter().enumerate() {
             writer.push(if number > 0 { ", " } else { "" });
-            writer.parameter(value, &target.type_name);
+            writer.parameter(value, target);
         }
         writer.push(")");
         Ok((writer.sql, writer.parameters))
@@ -195,7 +218,7 @@ impl Plan {
             writer.push(if first { "" } else { ", " });
             first = false;
             writer.push(&format!("{} = ", ident(name)));
-            writer.parameter(value, &target.type_name);
+            writer.parameter(value, target);
         }
         if first {
             return Ok(None);
@@ -229,7 +252,7 @@ impl Plan {
             let Value::Text(_) = value else { return Err(Misfit::NoIdentity) };
             writer.push(if number > 0 { " AND " } else { " WHERE " });
             writer.push(&format!("{} = ", ident(&column.name)));
-            writer.parameter(value, &target.type_name);
+            writer.parameter(value, target);
         }
         Ok(())
     }
@@ -250,7 +273,7 @@ impl Plan {
                 Value::Unchanged => return Err(Misfit::NoIdentity),
                 Value::Text(_) => {
                     writer.push(&format!("{}::text COLLATE \"C\" = (", ident(name)));
-                    writer.parameter(value, &target.type_name);
+                    writer.parameter(value, target);
                     writer.push(")::text COLLATE \"C\"");
                 }
             }
@@ -289,7 +312,9 @@ impl Plan {
 
 /// A key that is unique on the follower, and nothing else that is: then the last state of each key is all that matters.
 fn folding(relation: &Relation, table: &TargetTable, key: &[usize], columns: &[TargetColumn]) -> Folding {
-    if table.watched || columns.iter().all(|column| column.generated) {
+    // Keys that are computed may meet.
+    let computed = key.iter().any(|position| columns.get(*position).is_some_and(|column| column.using.is_some()));
+    if table.watched || computed || columns.iter().all(|column| column.generated) {
         return Folding::Never;
     }
     let key: Vec<&str> = key.iter().filter_map(|position| relation.columns.get(*position)).map(|column| column.name.as_str()).collect();
@@ -318,6 +343,7 @@ mod tests {
                     generated: flags.contains('g'),
                     identity_always: flags.contains('i'),
                     listable: !flags.contains('a'),
+                    using: None,
                 };
                 ((*name).to_owned(), column)
             })

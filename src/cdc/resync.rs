@@ -62,6 +62,13 @@ struct Tally {
 /// Makes the follower equal to the owner at one position by what differs; goes on where an earlier run was interrupted.
 pub(super) async fn run(shared: &Shared) -> Result<(), CdcError> {
     let (spec, feed) = (&shared.spec, shared.feed.as_str());
+    if spec.existing() {
+        return Err(CdcError::Setup(
+            "a resync compares rows under the owner's names and types, and this shadow's schema differs on purpose: nothing was changed. \
+             SHADOW STOP it, empty its tables, and copy it again with SHADOW START"
+                .into(),
+        ));
+    }
     let owner = session::connect(&spec.from, "copy").await?;
     let version = install::check_owner(&owner, &spec.from).await?;
     let follower = session::connect_writer(&spec.to, "copy").await?;
@@ -104,7 +111,7 @@ pub(super) async fn run(shared: &Shared) -> Result<(), CdcError> {
     let keeper = copy::import(shared, &snapshot, "copy keeper").await?;
     let tally = settle_tables(&ends, &keeper, &snapshot, (consistent, at)).await?;
     drop(exporter);
-    sequences::advance(&ends.owner, &ends.follower).await?;
+    sequences::advance(&ends.owner, &ends.follower, &shared.spec).await?;
     copy_schema::refresh_materialized_views(shared, &ends.owner, &ends.follower).await?;
     // Behind the slot's position, so that the stream brings what changed in the schema while there was no stream.
     poll::tell_what_changed(shared, &ends.owner).await?;
@@ -162,7 +169,7 @@ async fn settle_tables(ends: &Ends<'_>, keeper: &Client, snapshot: &str, (consis
         .map(|row| (row.get(0), row.get(1)))
         .collect();
     let settled: BTreeSet<TableName> = whole.union(&aside).cloned().collect();
-    let plan = copy_plan::make(keeper, Some(&shared.feed), *versions, shared.spec.copy.workers, &settled).await?;
+    let plan = copy_plan::make(keeper, &shared.spec, Some(&shared.feed), *versions, &settled).await?;
     shared.event(
         Severity::Info,
         "the resync began: every table is compared with one snapshot of the owner, and what differs is written",

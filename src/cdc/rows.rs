@@ -71,6 +71,7 @@ impl Applier {
     /// What is known about the target may be stale.
     pub fn forget_plans(&mut self) {
         self.plans.clear();
+        self.passed_over.clear();
         self.statements.clear();
         self.client.clear_type_cache();
     }
@@ -98,7 +99,13 @@ impl Applier {
         let mut target = TargetTable { partitioned: first.get(4), watched: first.get(6), ..TargetTable::default() };
         for row in &rows {
             let Some(name) = row.get::<_, Option<String>>(0) else { continue };
-            let column = TargetColumn { type_name: row.get(1), generated: row.get(2), identity_always: row.get(3), listable: row.get(5) };
+            let column = TargetColumn {
+                type_name: row.get(1),
+                generated: row.get(2),
+                identity_always: row.get(3),
+                listable: row.get(5),
+                using: None,
+            };
             target.columns.insert(name, column);
         }
         let key = self
@@ -136,11 +143,10 @@ impl Applier {
         if let Some(plan) = self.plans.get(&relation) {
             return Ok(Ok(Arc::clone(plan)));
         }
-        let target = self.target_table(table).await?;
         let Some((shape, _)) = self.relations.get(&relation) else {
             return Err(CdcError::Protocol("a change of a table that was not described".into()));
         };
-        let (shape, mut target) = (shape.clone(), target);
+        let (shape, mut target) = self.fit(&shape.clone(), table).await?;
         let mut fitted = Plan::new(&shape, target.as_ref());
         while let (Direction::Reverse, Err(Misfit::NoColumn(name)), Some(table_there)) =
             (self.shared.spec.direction, &fitted, target.as_mut())
@@ -159,9 +165,10 @@ impl Applier {
                 &message,
                 serde_json::json!({"table": format!("{}.{}", table.0, table.1), "column": name}),
             );
-            table_there
-                .columns
-                .insert(name.clone(), TargetColumn { type_name: "text".into(), generated: true, identity_always: false, listable: true });
+            table_there.columns.insert(
+                name.clone(),
+                TargetColumn { type_name: "text".into(), generated: true, identity_always: false, listable: true, using: None },
+            );
             fitted = Plan::new(&shape, target.as_ref());
         }
         let plan = fitted.map(Arc::new);

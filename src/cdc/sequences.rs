@@ -3,9 +3,10 @@
 //! Source: PostgreSQL documentation, "Restrictions" of logical replication.
 
 use super::{
-    CdcError,
+    CdcError, FeedSpec,
     error::Attempt,
     names::{literal, qualified},
+    shared::TableName,
 };
 use tokio_postgres::Client;
 
@@ -21,6 +22,8 @@ const CHUNK: usize = 200;
 pub(super) struct Sequence {
     schema: String,
     name: String,
+    /// SQL of its name on the other side.
+    there: String,
     last: i64,
     called: bool,
     increment: i64,
@@ -29,12 +32,25 @@ pub(super) struct Sequence {
     cycle: bool,
 }
 
+/// The other side's sequence: the one of the column that its column became; `None`: that column is left out.
+fn there(spec: &FeedSpec, name: &str, owner: Option<(TableName, String)>) -> Option<String> {
+    let Some((table, column)) = owner else { return Some(literal(name)) };
+    let Some(place) = spec.place(&table) else { return Some(literal(name)) };
+    let column = place.column(&column).name.filter(|_| !place.left_out)?;
+    Some(format!("pg_get_serial_sequence({}, {})", literal(&qualified(&place.schema, &place.table)), literal(column)))
+}
+
 /// The owner's sequences as they are now.
-pub(super) async fn read(client: &Client) -> Result<Vec<Sequence>, CdcError> {
+pub(super) async fn read(client: &Client, spec: &FeedSpec) -> Result<Vec<Sequence>, CdcError> {
     let rows = client
         .query(
-            "SELECT n.nspname::text, c.relname::text, s.seqincrement, s.seqmin, s.seqmax, s.seqcycle
+            "SELECT n.nspname::text, c.relname::text, s.seqincrement, s.seqmin, s.seqmax, s.seqcycle, o.schema, o.table, o.column
              FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+             LEFT JOIN LATERAL (SELECT tn.nspname::text AS schema, t.relname::text AS table, a.attname::text AS column
+               FROM pg_depend d JOIN pg_class t ON t.oid = d.refobjid JOIN pg_namespace tn ON tn.oid = t.relnamespace
+               JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = d.refobjsubid
+               WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.refclassid = 'pg_class'::regclass
+                 AND d.deptype IN ('a', 'i') LIMIT 1) o ON true
              WHERE c.relpersistence <> 't' AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'understudy') ORDER BY 1, 2",
             &[],
         )
@@ -49,9 +65,12 @@ pub(super) async fn read(client: &Client) -> Result<Vec<Sequence>, CdcError> {
             .collect();
         let values = client.query(&format!("{} ORDER BY 1", parts.join(" UNION ALL ")), &[]).await.attempt("read sequences")?;
         for (row, value) in chunk.iter().zip(&values) {
+            let owner = row.get::<_, Option<String>>(6).zip(row.get(7)).zip(row.get(8));
+            let Some(there) = there(spec, &qualified(row.get(0), row.get(1)), owner) else { continue };
             sequences.push(Sequence {
                 schema: row.get(0),
                 name: row.get(1),
+                there,
                 last: value.get(1),
                 called: value.get(2),
                 increment: row.get(2),
@@ -75,14 +94,16 @@ fn ahead(sequence: &Sequence, stride: i64) -> Option<i64> {
 fn rows_of(values: &[(&Sequence, i64, bool)]) -> String {
     let rows: Vec<String> = values
         .iter()
-        .map(|(s, value, called)| format!("({}, {value}::int8, {called}, {})", literal(&qualified(&s.schema, &s.name)), s.increment > 0))
+        .map(|(s, value, called)| {
+            format!("({}, {value}::int8, {called}, {}, {})", s.there, s.increment > 0, literal(&qualified(&s.schema, &s.name)))
+        })
         .collect();
-    format!("(VALUES {}) v (name, value, called, up)", rows.join(", "))
+    format!("(VALUES {}) v (name, value, called, up, label)", rows.join(", "))
 }
 
 /// Keeps the follower's sequences ahead. Those that are far enough ahead are not touched. Returns how many were moved.
-pub(super) async fn advance(from: &Client, to: &Client) -> Result<usize, CdcError> {
-    let sequences = read(from).await?;
+pub(super) async fn advance(from: &Client, to: &Client, spec: &FeedSpec) -> Result<usize, CdcError> {
+    let sequences = read(from, spec).await?;
     let wanted: Vec<(&Sequence, i64, bool)> = sequences.iter().filter_map(|s| ahead(s, STRIDE).map(|value| (s, value, true))).collect();
     let mut moved = 0;
     for chunk in wanted.chunks(CHUNK) {
@@ -114,8 +135,8 @@ pub(super) async fn advance(from: &Client, to: &Client) -> Result<usize, CdcErro
 ///
 /// # Errors
 /// [`CdcError`]; a sequence that `to` lacks is an error that names it.
-pub async fn sync_sequences_exact(from: &Client, to: &Client) -> Result<usize, CdcError> {
-    set_exact(to, &read(from).await?).await
+pub async fn sync_sequences_exact(from: &Client, to: &Client, spec: &FeedSpec) -> Result<usize, CdcError> {
+    set_exact(to, &read(from, spec).await?).await
 }
 
 /// Gives sequences exactly the state that was read.
@@ -124,7 +145,7 @@ pub(super) async fn set_exact(to: &Client, sequences: &[Sequence]) -> Result<usi
     for chunk in exact.chunks(CHUNK) {
         let source = rows_of(chunk);
         let missing = to
-            .query(&format!("SELECT name FROM {source} WHERE to_regclass(name) IS NULL"), &[])
+            .query(&format!("SELECT label FROM {source} WHERE name IS NULL OR to_regclass(name) IS NULL"), &[])
             .await
             .attempt("look for the follower's sequences")?;
         if let Some(row) = missing.first() {
@@ -149,6 +170,7 @@ mod tests {
         let sequence = |last, increment, min, max, cycle| Sequence {
             schema: "s".into(),
             name: "n".into(),
+            there: String::new(),
             last,
             called: true,
             increment,

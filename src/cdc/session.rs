@@ -43,12 +43,17 @@ pub(super) async fn connect(url: &ServerUrl, role: &str) -> Result<Client, CdcEr
             tracing::debug!(%error, "a control connection of a feed ended");
         }
     });
-    let mut settings = String::new();
-    for (name, value) in PINNED {
-        settings.push_str(&format!("SET {name} = '{value}';"));
-    }
-    client.batch_execute(&settings).await.attempt("set up a session")?;
+    client.batch_execute(&pinned()).await.attempt("set up a session")?;
     Ok(client)
+}
+
+fn pinned() -> String {
+    PINNED.iter().map(|(name, value)| format!("SET {name} = '{value}';")).collect()
+}
+
+/// Makes a writing session what it was before somebody's statements ran in it.
+pub(super) async fn pin_writer(client: &Client) -> Result<(), CdcError> {
+    client.batch_execute(&format!("RESET SESSION AUTHORIZATION; RESET ROLE; {} {WRITER}", pinned())).await.attempt("set up a session again")
 }
 
 const WRITER: &str = "SET session_replication_role = replica; SET default_transaction_read_only = off; SET synchronous_commit = off;

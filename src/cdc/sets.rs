@@ -24,10 +24,11 @@ impl Plan {
         let (mut arrays, mut names, mut values) = (Vec::new(), Vec::new(), Vec::new());
         for (number, position) in positions.iter().enumerate() {
             let Some(target) = self.columns.get(*position) else { continue };
-            let kind = if target.listable { target.type_name.as_str() } else { "text" };
+            let as_is = target.listable && target.using.is_none();
+            let kind = if as_is { target.type_name.as_str() } else { "text" };
             arrays.push(format!("${}::{kind}[]", number + 1));
             names.push(format!("c{number}"));
-            values.push(if target.listable { format!("u.c{number}") } else { format!("u.c{number}::{}", target.type_name) });
+            values.push(if as_is { format!("u.c{number}") } else { target.value(&format!("u.c{number}")) });
         }
         (format!("unnest({}) AS u ({})", arrays.join(", "), names.join(", ")), values)
     }
@@ -83,6 +84,11 @@ impl Plan {
         let names = self.written_names(&positions);
         let sql = format!("INSERT INTO {} ({names}) OVERRIDING SYSTEM VALUE SELECT {} FROM {unnest}", self.target(), values.join(", "));
         Many { sql, positions }
+    }
+
+    /// COPY can take its rows: nothing has to be computed.
+    pub fn takes_copy(&self) -> bool {
+        self.columns.iter().all(|column| column.using.is_none())
     }
 
     /// Takes rows as COPY data.
@@ -187,7 +193,7 @@ mod tests {
         let target = |name: &&str| {
             let (generated, identity_always, listable) = (*name == "g", *name == "i", *name != "list");
             let type_name = if listable { "integer" } else { "integer[]" }.to_owned();
-            ((*name).to_owned(), TargetColumn { type_name, generated, identity_always, listable })
+            ((*name).to_owned(), TargetColumn { type_name, generated, identity_always, listable, using: None })
         };
         let table = TargetTable { columns: names.iter().map(target).collect(), ..TargetTable::default() };
         Plan::new(&relation, Some(&table)).unwrap()

@@ -1,11 +1,18 @@
 //! From text to [`Config`]: defaults, ranges, uniqueness, `${ENV_VAR}`. Every refusal names file, line and remedy.
 
 use super::{
-    AdaptConfig, AuthConfig, Config, ConsoleUser, CopyConfig, DatabaseConfig, FeedKind, MirrorWrites, PoolMode, ProxyConfig, RevertConfig,
-    Secret, ServerUrl, ShadowConfig, ShiftConfig, TlsConfig, TlsVersion, UserConfig, UserSource, limits,
-    raw::{RawAuth, RawConfig, RawCopy, RawDatabase, RawProxy, RawRevert, RawShadow, RawShift, RawTls},
+    AdaptConfig, AuthConfig, Config, ConsoleUser, CopyConfig, DatabaseConfig, FeedKind, FillRule, MapRule, MirrorWrites, PoolMode,
+    ProxyConfig, RevertConfig, SchemaSource, Secret, ServerUrl, ShadowConfig, ShiftConfig, TlsConfig, TlsVersion, UserConfig, UserSource,
+    limits,
+    raw::{RawAuth, RawConfig, RawCopy, RawDatabase, RawFill, RawMap, RawProxy, RawRevert, RawShadow, RawShift, RawTls},
 };
-use std::{collections::HashSet, net::SocketAddr, ops::Range, path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::SocketAddr,
+    ops::Range,
+    path::Path,
+    time::Duration,
+};
 use toml::Spanned;
 
 /// The file was refused as a whole.
@@ -49,7 +56,7 @@ pub fn parse(text: &str, path: &str, environment: &dyn Fn(&str) -> Option<String
     let invalid = |at: usize, reason: String| ConfigError::Invalid { path: path.to_owned(), line: line_of(text, at), reason };
     let raw: RawConfig = toml::from_str(text)
         .map_err(|error| invalid(error.span().map_or(0, |span| span.start), error.message().trim().replace('\n', " ")))?;
-    Reader { environment }.config(raw).map_err(|refusal| invalid(refusal.at, refusal.reason))
+    Reader { environment, text }.config(raw).map_err(|refusal| invalid(refusal.at, refusal.reason))
 }
 
 fn line_of(text: &str, offset: usize) -> usize {
@@ -67,6 +74,7 @@ pub(super) fn refuse<T>(span: Range<usize>, reason: impl Into<String>) -> Result
 
 struct Reader<'a> {
     environment: &'a dyn Fn(&str) -> Option<String>,
+    text: &'a str,
 }
 
 impl Reader<'_> {
@@ -188,6 +196,19 @@ impl Reader<'_> {
         if let (Some(value), FeedKind::Mirror) = (raw.serve_reads.as_ref().filter(|value| *value.get_ref() > 0.0), feed) {
             return refuse(value.span(), "a shadow with feed \"mirror\" answers no reads: its rows are not proven to be the owner's");
         }
+        let schema = match &raw.schema {
+            None => SchemaSource::Copy,
+            Some(value) => match value.get_ref().as_str() {
+                "copy" => SchemaSource::Copy,
+                "existing" => SchemaSource::Existing,
+                other => return refuse(value.span(), format!("schema is \"copy\" or \"existing\", not \"{other}\"")),
+            },
+        };
+        if let (SchemaSource::Existing, Some(value), FeedKind::Mirror) = (schema, &raw.schema, feed) {
+            let reason = "feed \"mirror\" runs clients' statements as they are written, which only the source's own schema understands: use \
+                          feed \"cdc\", or schema = \"copy\"";
+            return refuse(value.span(), reason);
+        }
         Ok(ShadowConfig {
             name,
             url: self.url(&raw.url)?,
@@ -206,6 +227,40 @@ impl Reader<'_> {
                 },
             },
             copy: copy(raw.copy)?,
+            schema,
+            fill: raw.fill.into_iter().map(fill).collect::<Result<_, _>>()?,
+            map: raw.map.into_iter().map(|map| self.map(map, schema)).collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn map(&self, raw: RawMap, schema: SchemaSource) -> Result<MapRule, Refusal> {
+        if schema != SchemaSource::Existing {
+            let reason = "a map needs schema = \"existing\" beside the shadow's url: where the source's schema is copied, nothing differs";
+            return refuse(raw.source.span(), reason);
+        }
+        if raw.left_out && (raw.shadow.is_some() || !raw.columns.is_empty() || !raw.using.is_empty()) {
+            return refuse(raw.source.span(), "a table that is left out has no other keys: remove left_out = true or the others");
+        }
+        for (column, expression) in raw.using.iter().chain(&raw.back) {
+            if raw.columns.get(column).is_some_and(|name| name.get_ref().is_empty()) {
+                return refuse(expression.span(), format!("column {column} is left out and has an expression: remove one of them"));
+            }
+            if expression.get_ref().trim().is_empty() {
+                return refuse(expression.span(), format!("the expression of column {column} is empty"));
+            }
+        }
+        if let Some((column, expression)) = raw.back.iter().find(|(column, _)| !raw.using.contains_key(*column)) {
+            return refuse(expression.span(), format!("column {column} has a way back without a way there: give it in `using`, too"));
+        }
+        let plain = |map: BTreeMap<String, Spanned<String>>| map.into_iter().map(|(name, value)| (name, value.into_inner())).collect();
+        Ok(MapRule {
+            line: line_of(self.text, raw.source.span().start),
+            source: raw.source.into_inner(),
+            shadow: raw.shadow.map(Spanned::into_inner).unwrap_or_default(),
+            left_out: raw.left_out,
+            columns: plain(raw.columns),
+            using: plain(raw.using),
+            back: plain(raw.back),
         })
     }
 
@@ -230,6 +285,28 @@ impl Reader<'_> {
         expanded.push_str(rest);
         Ok(expanded)
     }
+}
+
+fn fill(raw: RawFill) -> Result<FillRule, Refusal> {
+    let parts = raw.column.get_ref().split('.').count();
+    if !(2..=3).contains(&parts) {
+        return refuse(raw.column.span(), "column is table.column or schema.table.column, as the shadow has it");
+    }
+    if raw.values.is_empty() == raw.range.is_none() {
+        return refuse(raw.column.span(), "give either values = [\"…\"] or range = [from, to]");
+    }
+    if let Some(range) = raw.range.as_ref().filter(|range| range.get_ref()[0] > range.get_ref()[1]) {
+        return refuse(range.span(), "range is [from, to], the smaller number first");
+    }
+    if let Some(nulls) = raw.nulls.as_ref().filter(|nulls| !(0.0..=1.0).contains(nulls.get_ref())) {
+        return refuse(nulls.span(), "nulls is a share between 0.0 and 1.0");
+    }
+    Ok(FillRule {
+        column: raw.column.into_inner(),
+        values: raw.values,
+        range: raw.range.map(|range| range.into_inner().into()),
+        nulls: raw.nulls.map_or(0.0, Spanned::into_inner),
+    })
 }
 
 fn tls(raw: RawTls) -> Result<TlsConfig, Refusal> {
@@ -463,6 +540,19 @@ sample_reads = 10.0
             ("sample_reads = 10.0", "mirror_writes = \"apply\"", 10, "belongs to feed"),
             ("sample_reads = 10.0", "copy.spool_folder = \"tmp\"", 10, "whole path"),
             ("sample_reads = 10.0", "copy.spool_max = \"1kB\"", 10, "1MB"),
+            ("sample_reads = 10.0", "feed = \"mirror\"\nschema = \"existing\"", 11, "the source's own schema"),
+            ("sample_reads = 10.0", "fill = [{ column = \"tier\", values = [\"a\"] }]", 10, "table.column"),
+            ("sample_reads = 10.0", "fill = [{ column = \"t.tier\" }]", 10, "either values"),
+            ("sample_reads = 10.0", "fill = [{ column = \"t.n\", range = [5, 1] }]", 10, "smaller"),
+            ("sample_reads = 10.0", "schema = \"mine\"", 10, "existing"),
+            ("sample_reads = 10.0", "[[database.shadow.map]]\nsource = \"orders\"", 11, "schema = \"existing\""),
+            (
+                "sample_reads = 10.0",
+                "schema = \"existing\"\n[[database.shadow.map]]\nsource = \"orders\"\nleft_out = true\nshadow = \"x\"",
+                12,
+                "left out",
+            ),
+            ("sample_reads = 10.0", "schema = \"existing\"\nmap = [{ source = \"a\", back = { b = \"c\" } }]", 11, "way there"),
             ("${SHOP_PASSWORD}", "${NOPE}", 6, "NOPE is not set"),
             ("10.0.0.2", "10.0.0.1", 9, "source itself"),
             ("name = \"shop\"", "name = \"understudy\"", 5, "console"),

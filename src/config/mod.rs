@@ -12,7 +12,7 @@ pub use limits::{Keepalive, LimitsConfig, TcpConfig};
 pub use load::{ConfigError, load, parse, parse_duration};
 pub use url::{ChannelBinding, RootCertificates, Secret, ServerTls, ServerUrl, SslMode};
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 /// The whole file.
 #[derive(Clone, Debug, PartialEq)]
@@ -178,6 +178,55 @@ pub struct ShadowConfig {
     pub adapt: AdaptConfig,
     /// Limits of the initial copy and the feed.
     pub copy: CopyConfig,
+    /// Where the shadow's schema comes from.
+    pub schema: SchemaSource,
+    /// `[[database.shadow.map]]`: how that schema differs from the source's.
+    pub map: Vec<MapRule>,
+    /// `[[database.shadow.fill]]`: values for columns that only the shadow has.
+    pub fill: Vec<FillRule>,
+}
+
+/// `[[database.shadow.fill]]`
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct FillRule {
+    /// `schema.table.column` on the shadow; without schema: of `public`.
+    pub column: String,
+    /// One of these each, in text form.
+    pub values: Vec<String>,
+    /// Or a whole number between these.
+    pub range: Option<(i64, i64)>,
+    /// Share of rows without a value, 0 to 1.
+    pub nulls: f64,
+}
+
+/// `schema`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SchemaSource {
+    /// The source's schema is copied.
+    #[default]
+    Copy,
+    /// The shadow has its tables already; only rows are copied.
+    Existing,
+}
+
+/// `[[database.shadow.map]]`: what one table of the source is on the shadow.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct MapRule {
+    /// Line in proxy.toml; 0: proposed, not written.
+    pub line: usize,
+    /// `schema.table` on the source; without schema: of `public`.
+    pub source: String,
+    /// `schema.table` on the shadow; empty: the same name.
+    pub shadow: String,
+    /// The shadow does not have it.
+    pub left_out: bool,
+    /// Source column → shadow column; an empty name: left out. What is not named keeps its name.
+    pub columns: BTreeMap<String, String>,
+    /// By source column: the shadow's value as an expression over that column.
+    pub using: BTreeMap<String, String>,
+    /// By source column: its value again, as an expression over the shadow's column.
+    pub back: BTreeMap<String, String>,
 }
 
 /// `feed`

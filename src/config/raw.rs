@@ -1,6 +1,7 @@
 //! `proxy.toml` as typed: every value keeps its place in the file, so that a refusal can name the line.
 
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use toml::Spanned;
 
 #[derive(Deserialize)]
@@ -109,6 +110,36 @@ pub(super) struct RawShadow {
     pub adapt: RawAdapt,
     #[serde(default)]
     pub copy: RawCopy,
+    pub schema: Option<Spanned<String>>,
+    #[serde(default)]
+    pub map: Vec<RawMap>,
+    #[serde(default)]
+    pub fill: Vec<RawFill>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawFill {
+    pub column: Spanned<String>,
+    #[serde(default)]
+    pub values: Vec<String>,
+    pub range: Option<Spanned<[i64; 2]>>,
+    pub nulls: Option<Spanned<f64>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawMap {
+    pub source: Spanned<String>,
+    pub shadow: Option<Spanned<String>>,
+    #[serde(default)]
+    pub left_out: bool,
+    #[serde(default)]
+    pub columns: BTreeMap<String, Spanned<String>>,
+    #[serde(default)]
+    pub using: BTreeMap<String, Spanned<String>>,
+    #[serde(default)]
+    pub back: BTreeMap<String, Spanned<String>>,
 }
 
 #[derive(Deserialize, Default)]

@@ -26,6 +26,13 @@ pub enum Command {
     },
     /// `RELOAD`
     Reload,
+    /// `SHOW SCHEMA DIFF <version> <version>`
+    SchemaDiff {
+        /// Version before.
+        before: i64,
+        /// Version after.
+        after: i64,
+    },
     /// `REMOVE LEFTOVERS <db>`
     RemoveLeftovers(String),
     /// `PAUSE [db]`
@@ -65,8 +72,13 @@ pub enum Command {
         /// Only say what would be done.
         dry_run: bool,
     },
-    /// `ROLLBACK <db>`
-    Rollback(String),
+    /// `ROLLBACK <db> [ACCEPT LOSS]`
+    Rollback {
+        /// Database name.
+        database: String,
+        /// Although the shadow's mapping cannot give every value back.
+        accept_loss: bool,
+    },
     /// `VERIFY <shadow> [TABLE t] [REPAIR]`
     Verify {
         /// Shadow name.
@@ -111,6 +123,8 @@ pub enum Topic {
     Events,
     Alerts,
     Cutover,
+    Mapping,
+    SchemaVersions,
     Leftovers,
     Help,
 }
@@ -120,6 +134,7 @@ impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Command::Show(topic) => write!(f, "SHOW {topic}"),
+            Command::SchemaDiff { before, after } => write!(f, "SHOW SCHEMA DIFF {before} {after}"),
             Command::Set { shadow, knob, value } => write!(f, "SET {} {} = {}", Name(shadow), Name(knob), Literal(value)),
             Command::Reload => f.write_str("RELOAD"),
             Command::RemoveLeftovers(name) => write!(f, "REMOVE LEFTOVERS {}", Name(name)),
@@ -139,7 +154,9 @@ impl fmt::Display for Command {
             Command::ShiftStop(shadow) => write!(f, "SHIFT STOP {}", Name(shadow)),
             Command::Revert(shadow) => write!(f, "REVERT {}", Name(shadow)),
             Command::Cutover { shadow, dry_run } => write!(f, "CUTOVER {}{}", Name(shadow), if *dry_run { " DRY RUN" } else { "" }),
-            Command::Rollback(database) => write!(f, "ROLLBACK {}", Name(database)),
+            Command::Rollback { database, accept_loss } => {
+                write!(f, "ROLLBACK {}{}", Name(database), if *accept_loss { " ACCEPT LOSS" } else { "" })
+            }
             Command::Verify { shadow, table, repair } => {
                 write!(f, "VERIFY {}", Name(shadow))?;
                 if let Some(table) = table {

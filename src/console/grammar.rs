@@ -35,6 +35,9 @@ pub const FORMS: &[Form] = &[
     form("SHOW FEED", "SHOW FEED", "copy progress, positions, lag, findings"),
     form("SHOW SCHEMA", "SHOW SCHEMA", "tables of both sides"),
     form("SHOW DRIFT", "SHOW DRIFT", "differences between the schemas"),
+    form("SHOW SCHEMA VERSIONS", "SHOW SCHEMA VERSIONS", "stored versions of both schemas, with their place in the stream"),
+    form("SHOW SCHEMA DIFF", "SHOW SCHEMA DIFF <version> <version>", "what differs between two stored versions"),
+    form("SHOW MAPPING", "SHOW MAPPING", "where tables and columns are on a shadow whose schema differs, and what a way back loses"),
     form("SHOW PROPOSALS", "SHOW PROPOSALS", "schema adaptations, those that wait for a decision first"),
     form("SHOW EVENTS", "SHOW EVENTS", "what happened, newest first"),
     form("SHOW ALERTS", "SHOW ALERTS", "events that want a person"),
@@ -57,7 +60,7 @@ pub const FORMS: &[Form] = &[
     form("SHIFT STOP", "SHIFT STOP <shadow>", "stop raising it and keep the share reached"),
     form("REVERT", "REVERT <shadow>", "serve nothing from the shadow any more, at once"),
     form("CUTOVER", "CUTOVER <shadow> [DRY RUN]", "make the shadow the owner of the writes, or only say what would be done"),
-    form("ROLLBACK", "ROLLBACK <database>", "make the old source the owner again, without losing a row"),
+    form("ROLLBACK", "ROLLBACK <database> [ACCEPT LOSS]", "make the old source the owner again, without losing a row"),
     form("VERIFY", "VERIFY <shadow> [TABLE <table>] [REPAIR]", "compare the rows of both sides, live; REPAIR writes the owner's rows"),
     form("SHADOW START", "SHADOW START <shadow>", "copy schema and rows to the shadow and keep it in step"),
     form(
@@ -91,6 +94,8 @@ pub(super) const TOPICS: &[(&str, Topic)] = &[
     ("EVENTS", Topic::Events),
     ("ALERTS", Topic::Alerts),
     ("CUTOVER", Topic::Cutover),
+    ("MAPPING", Topic::Mapping),
+    ("SCHEMA VERSIONS", Topic::SchemaVersions),
     ("LEFTOVERS", Topic::Leftovers),
     ("HELP", Topic::Help),
 ];

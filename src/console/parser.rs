@@ -93,6 +93,10 @@ struct Parser<'a> {
 impl Parser<'_> {
     fn command(&mut self, word: &str) -> Result<Command, CommandError> {
         Ok(match word {
+            "SHOW" if self.words_are(&["SCHEMA", "DIFF"]) => {
+                self.at += 2;
+                Command::SchemaDiff { before: self.id("SHOW SCHEMA DIFF")?, after: self.id("SHOW SCHEMA DIFF")? }
+            }
             "SHOW" => Command::Show(self.topic()?),
             "HELP" => Command::Show(Topic::Help),
             "SET" => self.set()?,
@@ -127,7 +131,14 @@ impl Parser<'_> {
                 }
                 Command::Cutover { shadow, dry_run }
             }
-            "ROLLBACK" => Command::Rollback(self.name("ROLLBACK")?),
+            "ROLLBACK" => {
+                let database = self.name("ROLLBACK")?;
+                let accept_loss = self.take("ACCEPT");
+                if accept_loss && !self.take("LOSS") {
+                    return Err(self.expected("ROLLBACK"));
+                }
+                Command::Rollback { database, accept_loss }
+            }
             "VERIFY" => {
                 let shadow = self.name("VERIFY")?;
                 let table = if self.take("TABLE") { Some(self.name("VERIFY")?) } else { None };
@@ -137,6 +148,13 @@ impl Parser<'_> {
             "SHUTDOWN" => Command::Shutdown,
             _ => return Err(unknown(self.tokens)),
         })
+    }
+
+    /// The next words are these.
+    fn words_are(&self, words: &[&str]) -> bool {
+        let next = self.tokens.get(self.at..).unwrap_or_default();
+        next.len() >= words.len()
+            && words.iter().zip(next).all(|(word, token)| token.word().is_some_and(|typed| typed.eq_ignore_ascii_case(word)))
     }
 
     fn topic(&mut self) -> Result<Topic, CommandError> {

@@ -52,7 +52,8 @@ fn commands() {
         ("REVERT pg18", Command::Revert("pg18".into())),
         ("CUTOVER pg18", Command::Cutover { shadow: "pg18".into(), dry_run: false }),
         ("cutover pg18 dry run", Command::Cutover { shadow: "pg18".into(), dry_run: true }),
-        ("ROLLBACK shop", Command::Rollback("shop".into())),
+        ("ROLLBACK shop", Command::Rollback { database: "shop".into(), accept_loss: false }),
+        ("rollback shop accept loss", Command::Rollback { database: "shop".into(), accept_loss: true }),
         ("VERIFY pg18", verify(None, false)),
         ("verify pg18 table public.\"Orders\" repair", verify(Some("public.Orders"), true)),
         ("verify pg18 repair", verify(None, true)),
@@ -160,8 +161,9 @@ fn commands_strategy() -> impl Strategy<Value = Command> {
         name().prop_map(Command::ShadowStop),
         name().prop_map(Command::Revert),
         (name(), any::<bool>()).prop_map(|(shadow, dry_run)| Command::Cutover { shadow, dry_run }),
-        name().prop_map(Command::Rollback),
+        (name(), any::<bool>()).prop_map(|(database, accept_loss)| Command::Rollback { database, accept_loss }),
         (name(), proptest::option::of(name()), any::<bool>()).prop_map(|(shadow, table, repair)| Command::Verify { shadow, table, repair }),
+        (1i64..1_000_000, 1i64..1_000_000).prop_map(|(before, after)| Command::SchemaDiff { before, after }),
         Just(Command::Shutdown),
     ]
 }

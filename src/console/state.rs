@@ -46,10 +46,16 @@ pub struct ProposalView {
     pub why: String,
     /// Destroys data.
     pub loses_data: bool,
+    /// What becomes of the rows when it is rejected, or nothing is done.
+    #[serde(default)]
+    pub if_rejected: String,
     /// Where it stands.
     pub state: ProposalState,
     /// Who decided.
     pub decided_by: String,
+    /// Milliseconds since 1970; 0: undecided.
+    #[serde(default)]
+    pub decided_ms: i64,
     /// Why it failed.
     pub note: String,
 }

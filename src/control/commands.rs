@@ -4,6 +4,7 @@ use super::{
     Controller,
     managed::{Managed, ManagedShadow, lock},
     mirror::{MirrorFollower, Mirrored},
+    show::utc,
 };
 use crate::{
     backend::{self, ControlError},
@@ -11,7 +12,7 @@ use crate::{
     config::{FeedKind, ServerUrl},
     console::{Answer, CommandError, command::Command, state::CutoverState},
     cutover::{CutoverError, switch::Switch},
-    metadata::{Owner, ProposalState, Severity},
+    metadata::{Owner, Proposal, ProposalState, Severity},
     traffic::{ladder::Ladder, route::Percent},
     validate,
 };
@@ -36,6 +37,16 @@ fn failed(error: impl std::fmt::Display) -> CommandError {
     CommandError::Failed(error.to_string())
 }
 
+/// Refuses what was decided before, or overtaken by a later change, and says by whom, when and why.
+fn undecided(proposal: &Proposal) -> Result<(), CommandError> {
+    if matches!(proposal.state, ProposalState::Pending | ProposalState::Failed) {
+        return Ok(());
+    }
+    let (id, state, by) = (proposal.id, proposal.state.as_str(), &proposal.decided_by);
+    let note = if proposal.note.is_empty() { String::new() } else { format!(": {}", proposal.note) };
+    Err(CommandError::Refused(format!("proposal {id} is already {state} (by {by}, {}){note}", utc(proposal.decided_ms))))
+}
+
 fn tagged(tag: &str, notice: impl Into<String>) -> Answer {
     Answer { tag: tag.into(), notices: vec![notice.into()], ..Answer::default() }
 }
@@ -49,6 +60,7 @@ impl Controller {
         }
         match command {
             Command::Show(topic) => self.show(topic).await,
+            Command::SchemaDiff { before, after } => self.schema_diff(before, after),
             Command::Set { shadow, knob, value } => self.set(&shadow, &knob, &value, who),
             Command::Reload => self.reload(),
             Command::RemoveLeftovers(name) => self.remove_leftovers(&name, who).await,
@@ -62,7 +74,7 @@ impl Controller {
             Command::ShiftStop(name) => self.shift_stop(&name, who),
             Command::Revert(name) => self.revert(&name, who),
             Command::Cutover { shadow, dry_run } => self.cutover(&shadow, dry_run).await,
-            Command::Rollback(database) => self.rollback(&database).await,
+            Command::Rollback { database, accept_loss } => self.rollback(&database, accept_loss).await,
             Command::Verify { shadow, table, repair } => self.verify(&shadow, table, repair, who).await,
             Command::ShadowStart(name) => self.shadow_start(&name),
             Command::ShadowResync(name) => self.shadow_resync(&name, who).await,
@@ -195,6 +207,12 @@ impl Controller {
         let Some((feed, direction)) = shadow.feed() else {
             return Err(CommandError::Refused(format!("shadow {name} has no feed: SHADOW START {name} copies it")));
         };
+        if shadow.rules.load().existing {
+            return Err(CommandError::Refused(format!(
+                "{name} has schema = \"existing\": a resync compares rows under the owner's names and types. SHADOW STOP {name}, empty its \
+                 tables, and SHADOW START {name} copies it again"
+            )));
+        }
         if !feed.state().state.starts_with("failed") {
             return Err(CommandError::Refused(format!(
                 "the feed of {name} has not lost its place: SHOW FEED says how it is, VERIFY {name} REPAIR puts rows right while it runs"
@@ -403,8 +421,9 @@ impl Controller {
 
     async fn approve(&self, id: i64, sql: Option<&str>, who: &str) -> Result<Answer, CommandError> {
         let proposal = self.repository.proposal(id).map_err(|error| CommandError::Unknown(error.to_string()))?;
-        if !matches!(proposal.state, ProposalState::Pending | ProposalState::Failed) {
-            return Err(CommandError::Refused(format!("proposal {id} is already {}", proposal.state.as_str())));
+        // A rejected one may be approved after all: its table's changes were kept.
+        if proposal.state != ProposalState::Rejected {
+            undecided(&proposal)?;
         }
         let (_, shadow) = self.shadow(&proposal.shadow)?;
         let note = if proposal.draft.kind == "fill_column" && sql.is_none() {
@@ -432,9 +451,7 @@ impl Controller {
 
     async fn reject(&self, id: i64, who: &str) -> Result<Answer, CommandError> {
         let proposal = self.repository.proposal(id).map_err(|error| CommandError::Unknown(error.to_string()))?;
-        if !matches!(proposal.state, ProposalState::Pending | ProposalState::Failed) {
-            return Err(CommandError::Refused(format!("proposal {id} is already {}", proposal.state.as_str())));
-        }
+        undecided(&proposal)?;
         let (_, shadow) = self.shadow(&proposal.shadow)?;
         match shadow.feed() {
             Some((feed, _)) => feed.reject(&proposal, who).await.map_err(failed)?,
@@ -491,12 +508,20 @@ impl Controller {
         self.change_owner(managed, shadow, true, dry_run).await
     }
 
-    async fn rollback(&self, name: &str) -> Result<Answer, CommandError> {
+    async fn rollback(&self, name: &str, accept_loss: bool) -> Result<Answer, CommandError> {
         let managed = self.database(name)?;
         let owner = managed.database.route.load().owner.clone();
         let Some(shadow) = managed.shadows.iter().find(|shadow| shadow.route.target == owner) else {
             return Err(CommandError::Refused(format!("the source owns the writes of {name}: there is nothing to roll back")));
         };
+        let losses = self.losses(managed, shadow).await?;
+        if !(losses.is_empty() || accept_loss) {
+            return Err(CommandError::Refused(format!(
+                "the way back from {} cannot give every value back: {}. Nothing was changed; ROLLBACK {name} ACCEPT LOSS does it all the same",
+                shadow.name(),
+                losses.join("; ")
+            )));
+        }
         self.change_owner(managed, shadow, false, false).await
     }
 
@@ -575,7 +600,13 @@ impl Controller {
         let (feed, direction) =
             shadow.feed().ok_or_else(|| CommandError::Refused(format!("shadow {name} has no feed: SHADOW START {name} first")))?;
         let spec = managed.feed_spec(shadow, direction);
-        let options = validate::Options { tables: table.map(|table| vec![table]), repair, ..validate::Options::default() };
+        let options = validate::Options {
+            tables: table.map(|table| vec![table]),
+            repair,
+            rules: shadow.rules.load_full(),
+            back: direction == Direction::Reverse,
+            ..validate::Options::default()
+        };
         let progress = validate::Progress::default();
         let report = if shadow.config.load().feed == FeedKind::Mirror {
             let follower = MirrorFollower(Mirrored::new(managed.clone(), shadow.clone()));

@@ -3,12 +3,15 @@
 use super::{health::ServerHealth, mirror::Mirrored};
 use crate::{
     cdc::{Direction, Fault, Feed, FeedSpec, Start},
-    config::{DatabaseConfig, FeedKind, MirrorWrites, ShadowConfig},
+    config::{DatabaseConfig, FeedKind, MirrorWrites, SchemaSource, ShadowConfig},
     console::state::{CutoverState, RevertState},
     lsn::Lsn,
     metadata::{Owner, Repository},
-    schema::Adapter,
-    sql::{CatalogFacts, Classifier},
+    schema::{
+        Adapter,
+        mapping::{Rules, SharedRules},
+    },
+    sql::{CatalogFacts, Classifier, Names},
     traffic::{
         comparator,
         copies::{ByteBudget, CopyQueue},
@@ -67,6 +70,8 @@ pub struct ManagedShadow {
     pub reverted: Mutex<Option<RevertState>>,
     /// Confidence from which proposals need no person.
     pub auto_approve: Arc<ArcSwap<f64>>,
+    /// How its schema differs from the source's.
+    pub rules: SharedRules,
     /// Faults for tests.
     pub fault: Fault,
     /// The adaptation engine of the running feed.
@@ -171,7 +176,15 @@ impl Managed {
             Direction::Forward => (source, shadow_url),
             Direction::Reverse => (shadow_url, source),
         };
-        FeedSpec { database: self.database.name.clone(), shadow: config.name.clone(), direction, from, to, copy: config.copy.clone() }
+        FeedSpec {
+            database: self.database.name.clone(),
+            shadow: config.name.clone(),
+            direction,
+            from,
+            to,
+            copy: config.copy.clone(),
+            rules: shadow.rules.clone(),
+        }
     }
 
     /// Starts a feed that lives by mirrored writes.
@@ -185,7 +198,8 @@ impl Managed {
 
     /// Starts a feed and makes the shadow follow it.
     pub fn start_feed(&self, shadow: &ManagedShadow, direction: Direction, start: Start, repository: &Repository) -> Feed {
-        let adapter = Adapter::new(self.database.name.clone(), shadow.name(), repository.clone(), shadow.auto_approve.clone());
+        let adapter = Adapter::new(self.database.name.clone(), shadow.name(), repository.clone(), shadow.auto_approve.clone())
+            .mapped(shadow.rules.clone(), direction == Direction::Reverse);
         let adapter = Arc::new(if direction == Direction::Reverse { adapter.reversed() } else { adapter });
         let feed = Feed::start(self.feed_spec(shadow, direction), start, adapter.clone(), repository.clone(), shadow.fault.clone());
         shadow.route.freshness.store(Some(Arc::new(Box::new(FeedFreshness(feed.clone())))));
@@ -206,6 +220,7 @@ impl ManagedShadow {
             fence: Fence::default(),
             freshness: arc_swap::ArcSwapOption::empty(),
             mirror: Mirror::new(budget.clone()),
+            names: arc_swap::ArcSwapOption::new((config.schema == SchemaSource::Existing).then(|| Arc::new(Names::unknown()))),
             queue,
             observations: Observations::new(config.revert.window),
             breaker: Breaker::default(),
@@ -219,6 +234,7 @@ impl ManagedShadow {
             served_before_step: std::sync::atomic::AtomicU64::new(0),
             reverted: Mutex::new(None),
             auto_approve: Arc::new(ArcSwap::from_pointee(config.adapt.auto_approve)),
+            rules: Rules::new(config.schema == SchemaSource::Existing, &config.map).filling(&config.fill).shared(),
             fault: Fault::default(),
             adapter: Mutex::new(None),
             busy: tokio::sync::Mutex::new(()),

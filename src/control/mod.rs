@@ -3,9 +3,11 @@
 //! DESIGN.md draws no room for what joins the components; this is it. Every task here is owned by the [`Controller`] and
 //! ends with it. Deliberately absent: bytes of clients. The data plane goes on serving when anything in here fails.
 
+mod ahead;
 mod commands;
 mod health;
 mod managed;
+mod mapping;
 mod metrics;
 mod mirror;
 mod operator;

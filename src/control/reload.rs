@@ -5,10 +5,11 @@ use super::{
     managed::{ManagedShadow, lock},
 };
 use crate::{
-    config::{self, Config, FeedKind, MirrorWrites, ShadowConfig},
+    config::{self, Config, FeedKind, MirrorWrites, SchemaSource, ShadowConfig},
     console::{Answer, CommandError},
     metadata::Severity,
     net::changed_at,
+    schema::mapping::Rules,
     traffic::route::Percent,
 };
 use serde_json::json;
@@ -124,12 +125,15 @@ impl Controller {
         } else {
             for (old, new) in running.databases.iter().zip(&config.databases) {
                 let urls = |database: &config::DatabaseConfig| {
-                    let shadows: Vec<_> =
-                        database.shadows.iter().map(|shadow| (shadow.url.clone(), shadow.feed, shadow.hedge_after)).collect();
+                    let shadows: Vec<_> = database
+                        .shadows
+                        .iter()
+                        .map(|shadow| (shadow.url.clone(), shadow.feed, shadow.hedge_after, shadow.schema))
+                        .collect();
                     (database.source.clone(), shadows)
                 };
                 if urls(old) != urls(new) {
-                    fixed.push(format!("urls, feed and hedge_after of {}", old.name));
+                    fixed.push(format!("urls, feed, schema and hedge_after of {}", old.name));
                 }
             }
         }
@@ -215,6 +219,9 @@ impl ManagedShadow {
             self.route.observations.forget(new.revert.window);
         }
         self.auto_approve.store(Arc::new(new.adapt.auto_approve));
+        if old.map != new.map || old.fill != new.fill {
+            self.rules.store(Arc::new(Rules::new(new.schema == SchemaSource::Existing, &new.map).filling(&new.fill)));
+        }
         self.config.store(Arc::new(new.clone()));
     }
 }

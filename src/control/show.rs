@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 /// Events shown.
 const EVENTS_MAX: usize = 100;
 
-fn table(columns: &[&str], rows: Vec<Vec<Value>>) -> Answer {
+pub(super) fn table(columns: &[&str], rows: Vec<Vec<Value>>) -> Answer {
     Answer { columns: columns.iter().map(|name| (*name).to_owned()).collect(), rows, tag: "SHOW".into(), notices: Vec::new() }
 }
 
@@ -25,7 +25,7 @@ fn latency(summary: &LatencySummary) -> [Value; 6] {
     [json!(summary.count), ms(summary.p50_us), ms(summary.p90_us), ms(summary.p99_us), ms(summary.p999_us), ms(summary.max_us)]
 }
 
-fn row(values: impl IntoIterator<Item = Value>) -> Vec<Value> {
+pub(super) fn row(values: impl IntoIterator<Item = Value>) -> Vec<Value> {
     values.into_iter().collect()
 }
 
@@ -50,6 +50,8 @@ impl Controller {
             Topic::Events => self.show_events(false)?,
             Topic::Alerts => self.show_events(true)?,
             Topic::Cutover => self.show_cutover(),
+            Topic::Mapping => self.show_mapping().await?,
+            Topic::SchemaVersions => self.schema_versions()?,
             Topic::Leftovers => self.show_leftovers().await,
             Topic::Help => crate::console::command::help(),
         })
@@ -429,6 +431,8 @@ impl Controller {
     fn show_proposals(&self) -> Result<Answer, CommandError> {
         let proposals = self.repository.proposals(None).map_err(|error| CommandError::Failed(error.to_string()))?;
         let rows = proposals.into_iter().map(|proposal| {
+            let shadow = self.databases.iter().flat_map(|managed| &managed.shadows).find(|shadow| shadow.name() == proposal.shadow);
+            let statements = shadow.map(|shadow| super::ahead::concerned_by(shadow, &proposal)).unwrap_or_default();
             let draft = proposal.draft;
             row([
                 json!(proposal.id),
@@ -441,8 +445,12 @@ impl Controller {
                 json!(draft.loses_data),
                 json!(draft.holds_table),
                 json!(draft.sql.join("; ")),
+                json!(draft.undo.join("; ")),
+                json!(draft.alternatives.join(" | ")),
+                json!(statements.join(", ")),
                 json!(draft.if_rejected),
                 json!(proposal.decided_by),
+                json!(if proposal.decided_ms == 0 { String::new() } else { utc(proposal.decided_ms) }),
                 json!(proposal.note),
             ])
         });
@@ -457,8 +465,12 @@ impl Controller {
             "loses_data",
             "holds_table",
             "sql",
+            "undo",
+            "alternatives",
+            "statements",
             "if_rejected",
             "decided_by",
+            "decided_at",
             "note",
         ];
         Ok(table(&columns, rows.collect()))
@@ -500,5 +512,32 @@ impl Controller {
             }
         }
         table(&["database", "kind", "from", "to", "step", "ms", "state", "pause_ms"], rows)
+    }
+}
+
+/// Milliseconds since 1970 as `2026-11-23 02:10:05Z`.
+pub(super) fn utc(ms: i64) -> String {
+    let (days, seconds) = (ms.div_euclid(86_400_000), ms.rem_euclid(86_400_000) / 1000);
+    // Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms": civil_from_days
+    let shifted = days + 719_468;
+    let (era, of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
+    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}Z", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn dates() {
+        for (ms, expected) in
+            [(0, "1970-01-01 00:00:00Z"), (951_782_400_000, "2000-02-29 00:00:00Z"), (1_795_399_805_123, "2026-11-23 02:10:05Z")]
+        {
+            assert_eq!(super::utc(ms), expected);
+        }
     }
 }

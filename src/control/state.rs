@@ -32,8 +32,10 @@ impl Controller {
             confidence: proposal.draft.confidence,
             why: proposal.draft.why,
             loses_data: proposal.draft.loses_data,
+            if_rejected: proposal.draft.if_rejected,
             state: proposal.state,
             decided_by: proposal.decided_by,
+            decided_ms: proposal.decided_ms,
             note: proposal.note,
         });
         State {

@@ -10,6 +10,7 @@ use crate::{
     config::FeedKind,
     lsn::Lsn,
     metadata::{ProposalState, Severity},
+    schema::catalog::Catalog,
     sql::CatalogFacts,
     traffic::{database::monotonic_ms, judge},
 };
@@ -37,6 +38,7 @@ pub(super) fn spawn_all(controller: &Arc<Controller>, tasks: &mut JoinSet<()>) {
         tasks.spawn(tick(managed.clone()));
         tasks.spawn(refresh_facts(managed.clone()));
         tasks.spawn(bypass(controller.clone(), managed.clone()));
+        tasks.spawn(super::ahead::assess(controller.clone(), managed.clone()));
         tasks.spawn(health::watch(
             controller.clone(),
             managed.clone(),
@@ -239,6 +241,11 @@ async fn look_for_drift(
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let source = super::commands::connect(&managed.config.load().source, "understudy drift").await?;
     let target = super::commands::connect(&shadow.config.load().url, "understudy drift").await?;
+    let rules = shadow.rules.load_full();
+    if rules.existing {
+        let (ours, theirs) = (Catalog::load(&source).await?, Catalog::load(&target).await?);
+        shadow.route.names.store(Some(Arc::new(rules.names(&ours, &theirs))));
+    }
     // rows that came since a column was filled get their values, too
     adapter.refill(&target).await?;
     for id in adapter.shadow_drift(&source, &target).await? {

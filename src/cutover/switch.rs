@@ -226,7 +226,7 @@ impl Switch {
         let changes = self.feed.state().changes;
 
         self.enter(progress, Step::Sequences, json!({"position": behind}))?;
-        let sequences = async { cdc::sync_sequences_exact(&on_from, &on_to).await.map_err(|error| error.to_string()) };
+        let sequences = async { cdc::sync_sequences_exact(&on_from, &on_to, &self.feed_spec).await.map_err(|error| error.to_string()) };
         within(HELD_TIMEOUT, &self.to, sequences).await.map_err(at(Step::Sequences))?;
 
         self.enter(progress, Step::OppositeMarker, json!({}))?;

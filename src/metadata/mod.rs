@@ -15,3 +15,4 @@ pub use events::{Event, Severity};
 pub use ownership::{JournalEntry, Owner, Ownership};
 pub use proposals::{Proposal, ProposalDraft, ProposalState};
 pub use repository::{MetadataError, Repository};
+pub use schemas::SchemaVersion;

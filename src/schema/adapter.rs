@@ -1,8 +1,10 @@
 //! The engine at its place in the stream: one message in, statements and proposals out.
 
 use super::{
-    SchemaError,
+    SchemaError, approval,
     catalog::{Catalog, Table},
+    experience,
+    mapping::SharedRules,
     message::Message,
     plan::Planned,
     policy,
@@ -107,6 +109,9 @@ pub struct Adapter {
     pub(super) memory: tokio::sync::Mutex<Option<Memory>>,
     /// Differences that the previous look at the shadow saw: only what is there twice is drift, and not a transaction on its way.
     pub(super) seen_before: std::sync::Mutex<BTreeSet<(String, String)>>,
+    /// How the shadow's schema differs on purpose, and whether the rows flow back from it.
+    pub(super) rules: SharedRules,
+    pub(super) back: bool,
     /// Proposals of a transaction that is being delivered again, to be used again.
     again: std::sync::Mutex<BTreeSet<i64>>,
 }
@@ -128,8 +133,16 @@ impl Adapter {
             auto_approve,
             memory: tokio::sync::Mutex::default(),
             seen_before: std::sync::Mutex::default(),
+            rules: SharedRules::default(),
+            back: false,
             again: std::sync::Mutex::default(),
         }
+    }
+
+    /// For a shadow whose schema differs on purpose.
+    #[must_use]
+    pub fn mapped(self, rules: SharedRules, back: bool) -> Self {
+        Adapter { rules, back, ..self }
     }
 
     /// The policy's threshold now.
@@ -195,6 +208,14 @@ impl Adapter {
         Ok(self.repository.store_schema(&self.database, &self.side, lsn, &document)?)
     }
 
+    /// Stores the shadow's own catalog, if it is another than before, at the engine's place in the stream.
+    pub(super) async fn keep_version(&self, shadow: &Catalog) -> Result<(), SchemaError> {
+        let lsn = self.memory.lock().await.as_ref().and_then(|memory| memory.log.last()).map_or(Lsn::ZERO, |entry| entry.lsn);
+        let memory = Memory { catalog: shadow.clone(), log: Vec::new() };
+        let document = serde_json::to_value(&memory).map_err(|error| SchemaError::Catalog(error.to_string()))?;
+        Ok(self.repository.store_schema(&self.database, &self.shadow, lsn, &document)?)
+    }
+
     pub(super) fn recall(&self) -> Result<Memory, SchemaError> {
         match self.repository.newest_schema(&self.database, &self.side)? {
             Some((_, document)) => serde_json::from_value(document).map_err(|error| SchemaError::Catalog(error.to_string())),
@@ -246,10 +267,13 @@ impl Adapter {
     fn decide(&self, steps: Vec<Step>, mut reusable: BTreeSet<i64>) -> Result<(Adaptation, Vec<i64>), SchemaError> {
         let mut adaptation = Adaptation::default();
         let mut proposals = Vec::new();
+        let decided = self.repository.proposals(Some(&self.database))?;
         for step in steps {
-            let draft = step.planned.draft;
+            let mut draft = step.planned.draft;
+            experience::learn_from(&decided, &mut draft);
             let id = self.propose(&draft, &mut reusable)?;
             proposals.push(id);
+            self.overtake(&draft, id)?;
             let case = policy::Case { confidence: draft.confidence, loses_data: draft.loses_data, has_sql: !draft.sql.is_empty() };
             if policy::automatic(case, self.threshold()) {
                 adaptation.commit_alone |= draft.kind == "add_enum_value";
@@ -274,7 +298,11 @@ impl Adapter {
 
     fn propose(&self, draft: &ProposalDraft, reusable: &mut BTreeSet<i64>) -> Result<i64, SchemaError> {
         let stored: Vec<_> = reusable.iter().filter_map(|id| self.repository.proposal(*id).ok()).collect();
-        let same = stored.iter().find(|stored| stored.draft == *draft);
+        // What people decided meanwhile may have moved the confidence.
+        let same = stored.iter().find(|stored| {
+            let stored = &stored.draft;
+            (&stored.object, &stored.kind, &stored.change, &stored.sql) == (&draft.object, &draft.kind, &draft.change, &draft.sql)
+        });
         // A later rename of the same transaction has revised it; that comes again, too.
         let revised = || stored.iter().find(|stored| (&stored.draft.kind, &stored.draft.change) == (&draft.kind, &draft.change));
         if let Some(found) = same.or_else(revised) {
@@ -285,6 +313,17 @@ impl Adapter {
             return Ok(found.id);
         }
         Ok(self.repository.propose(&self.database, &self.shadow, draft)?)
+    }
+
+    /// Closes what waits about the same column of the same table: the newer suggestion was made knowing the older one's place.
+    fn overtake(&self, draft: &ProposalDraft, id: i64) -> Result<(), SchemaError> {
+        for waiting in self.repository.proposals(Some(&self.database))? {
+            if waiting.shadow == self.shadow && waiting.id < id && approval::overtaken(&waiting, draft) {
+                let note = format!("a later change of the same column overtook it: see proposal {id}");
+                self.repository.decide(waiting.id, ProposalState::Superseded, "policy", "", &note)?;
+            }
+        }
+        Ok(())
     }
 
     /// A rename overtakes proposals that wait: they go on under the new name.
@@ -317,6 +356,19 @@ impl Adapter {
         }
         Ok(())
     }
+}
+
+/// What differs between two stored versions, of one side or of both.
+///
+/// # Errors
+/// [`SchemaError::Metadata`]: there is no such version; [`SchemaError::Catalog`]: it cannot be read.
+pub fn version_difference(repository: &Repository, before: i64, after: i64) -> Result<Vec<super::DriftRow>, SchemaError> {
+    let read = |id: i64| -> Result<Catalog, SchemaError> {
+        let memory: Memory =
+            serde_json::from_value(repository.schema_version(id)?).map_err(|error| SchemaError::Catalog(error.to_string()))?;
+        Ok(memory.catalog)
+    };
+    Ok(super::drift::compare(&read(before)?, &read(after)?))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 use super::{
     Adapter, SchemaError,
     catalog::{Catalog, Column, Table},
+    experience,
     fill::{Order, predicted},
     plan::{ddl, draft},
     quote,
@@ -107,6 +108,10 @@ impl Adapter {
             None => self.recall()?.catalog,
         };
         let (source, shadow) = (Catalog::load(source).await?, Catalog::load(shadow).await?);
+        // What differs on purpose is no drift.
+        let rules = self.rules.load();
+        let source = rules.as_on_shadow(&source);
+        let memory = if self.back { memory } else { rules.as_on_shadow(&memory) };
         let mut rows = compare(&source, &shadow);
         if !memory.tables.is_empty() {
             let then = compare(&memory, &shadow);
@@ -137,6 +142,7 @@ impl Adapter {
     /// [`SchemaError`]
     pub async fn shadow_drift(&self, source: &Client, shadow: &Client) -> Result<Vec<i64>, SchemaError> {
         let (mut rows, source_catalog, shadow_catalog) = self.differences(source, shadow).await?;
+        self.keep_version(&shadow_catalog).await?;
         {
             let key = |row: &DriftRow| (row.object.clone(), row.kind.clone());
             let mut before = self.seen_before.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -147,7 +153,8 @@ impl Adapter {
         let known = self.repository.proposals(Some(&self.database))?;
         let mut ids = Vec::new();
         for row in rows {
-            for draft in self.remedy(&row, &source_catalog, &shadow_catalog, shadow).await? {
+            for mut draft in self.remedy(&row, &source_catalog, &shadow_catalog, shadow).await? {
+                experience::learn_from(&known, &mut draft);
                 let seen = known.iter().any(|one| {
                     let about_column = one.draft.kind == "drop_column"
                         && one.draft.object == draft.object
@@ -228,7 +235,8 @@ impl Adapter {
             return Ok(vec![]);
         }
         let name = quote::ident(&column.name);
-        let (class, p_class, p_null, why) = predicted(source, table, column);
+        let (class, p_class, p_null, why) =
+            predicted(source, table, column, &experience::lessons(&self.repository.proposals(Some(&self.database))?));
         let mut drafts = Vec::new();
         if column.not_null && column.default.is_none() {
             let value = constant_of(class, column);
@@ -266,7 +274,8 @@ impl Adapter {
         };
         let generator = self.generator(shadow_catalog, table, column, class, shadow).await?;
         // Is a value wanted at all, and is it this one? Where values are free to choose, any plausible one will do.
-        let wanted = 1.0 - p_null;
+        let written = self.rules.load().fill(&table.schema, &table.name, &column.name).is_some();
+        let wanted = if written { 1.0 } else { 1.0 - p_null };
         let (confidence, how) = match &generator {
             Some(generator) => (wanted, generator.why.clone()),
             None => (0.0, "no plausible values: give your own UPDATE".to_owned()),

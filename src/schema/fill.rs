@@ -35,6 +35,9 @@ pub(super) struct Order {
 
 const MARKER: &str = "-- fill ";
 
+/// The comment on a column whose values are made up.
+const SYNTHETIC: &str = "understudy: synthetic values";
+
 impl Order {
     pub(super) fn to_sql(&self) -> String {
         // JSON on one line: no name can end the comment
@@ -96,7 +99,8 @@ impl Adapter {
         class: &str,
         shadow: &Client,
     ) -> Result<Option<Generator>, SchemaError> {
-        let mut facts = Facts { class: class.to_owned(), ..Facts::default() };
+        let written = self.rules.load().fill(&table.schema, &table.name, &column.name).cloned();
+        let mut facts = Facts { class: class.to_owned(), written, ..Facts::default() };
         let alone = |columns: &[i16]| columns == [column.num];
         facts.unique = table.indexes.iter().any(|index| index.unique && alone(&index.columns));
         let key = table.primary_key();
@@ -179,6 +183,7 @@ impl Adapter {
         if order.not_null && !column.not_null {
             set_not_null(shadow, table, column).await?;
         }
+        mark(shadow, table, column).await?;
         Ok(rows)
     }
 }
@@ -309,6 +314,18 @@ async fn one_batch(
     Ok((count, last))
 }
 
+/// Says in the catalog that the column's values are made up, unless a comment stands there already.
+async fn mark(shadow: &Client, table: &Table, column: &Column) -> Result<(), SchemaError> {
+    let what = "mark a column as synthetic";
+    let query = format!("SELECT pg_catalog.col_description({}::oid, {}) IS NULL", table.oid, column.num);
+    let bare: bool = shadow.query_one(&query, &[]).await.map_err(|error| SchemaError::server(what, error))?.get(0);
+    if bare {
+        let sql = format!("COMMENT ON COLUMN {}.{} IS {}", table.qualified(), quote::ident(&column.name), quote::literal(SYNTHETIC));
+        shadow.batch_execute(&sql).await.map_err(|error| SchemaError::server(what, error))?;
+    }
+    Ok(())
+}
+
 /// SET NOT NULL without reading the table under an exclusive lock: a valid CHECK proves it (major 12 and later).
 async fn set_not_null(shadow: &Client, table: &Table, column: &Column) -> Result<(), SchemaError> {
     let (name, relation) = (quote::ident(&column.name), table.qualified());
@@ -324,8 +341,26 @@ async fn set_not_null(shadow: &Client, table: &Table, column: &Column) -> Result
 }
 
 /// The model's answer for a column: best class, its probability, the probability of NULL, and the reason.
-pub(super) fn predicted(catalog: &Catalog, table: &Table, column: &Column) -> (&'static str, f64, f64, String) {
-    let memory = live::memory(catalog, Some((&table.schema, &table.name, &column.name)));
+pub(super) fn predicted(
+    catalog: &Catalog,
+    table: &Table,
+    column: &Column,
+    lessons: &[(Order, String, f64)],
+) -> (&'static str, f64, f64, String) {
+    let mut memory = live::memory(catalog, Some((&table.schema, &table.name, &column.name)));
+    let mut taught = 0;
+    for (order, class, weight) in lessons {
+        // The column may be gone from the table since; what it was called still says something.
+        let host = catalog.table(&order.schema, &order.table).unwrap_or(table);
+        let learnt = match host.column(&order.column) {
+            Some(known) => live::case(host, known),
+            None => live::case(host, &Column { name: order.column.clone(), not_null: order.not_null, num: -1, ..column.clone() }),
+        };
+        if let Some(class) = t1::class_of(class) {
+            memory.learn(&learnt, class, *weight);
+            taught += 1;
+        }
+    }
     let case = live::case(table, column);
     let answer = Model::shipped().value_for_existing_rows(&case, &memory);
     let null = answer[0];
@@ -339,7 +374,7 @@ pub(super) fn predicted(catalog: &Catalog, table: &Table, column: &Column) -> (&
         answer[best] * 100.0,
         t1::CLASSES[best],
         null * 100.0
-    );
+    ) + &if taught > 0 { format!("; {taught} decisions of people about values count in it") } else { String::new() };
     (t1::CLASSES[best], answer[best], null, why)
 }
 

@@ -4,9 +4,11 @@
 //! - `capture`, `describe`: what is installed on the owner and what it says (catalog facts, never statement text)
 //! - `catalog`, `diff`: schemas as values; differences by oid and attribute number, so renames are exact
 //! - `rules`, `plan`, `policy`: what PostgreSQL does with each change (data), our own DDL for it with its undo, who decides. Pure.
-//! - `mapping`: a shadow whose schema differs on purpose. Pure; the applier does not use it yet
+//! - `mapping`: a shadow whose schema differs on purpose. Pure
+//! - `approval`: what a person gives instead of a suggestion, and which suggestions a later one overtakes. Pure
 //! - `renames`: what waits under an old name goes on under the new one. Pure
 //! - `foresee`: what a planned migration would do, before it is run
+//! - `experience`: what people here decided before, as evidence about the next suggestion. Pure
 //! - `adapter`, `steps`, `objects`, `drift`: the engine at work on servers
 //! - `model`, `synthetic`, `fill`: what rules cannot know (the value that old rows get), and plausible values for columns without data
 //!
@@ -19,11 +21,13 @@
 //! Sources: PostgreSQL documentation "Event Triggers", "ALTER TABLE", "System Catalogs"; the verdicts were measured on PostgreSQL 15.
 
 mod adapter;
+pub mod approval;
 pub mod capture;
 pub mod catalog;
 mod describe;
 pub mod diff;
 mod drift;
+mod experience;
 mod fill;
 pub mod foresee;
 pub mod mapping;
@@ -39,7 +43,7 @@ pub mod rules;
 mod steps;
 pub mod synthetic;
 
-pub use adapter::{Adaptation, Adapter};
+pub use adapter::{Adaptation, Adapter, version_difference};
 pub use drift::DriftRow;
 
 /// The engine could not do its work.

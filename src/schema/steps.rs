@@ -6,6 +6,7 @@ use super::{
     catalog::{Catalog, Table},
     diff::{Change, diff},
     foresee::probe,
+    mapping,
     message::{Dropped, Message},
     objects::{self, Presence},
     plan::{Planned, TablePlanner, TargetFacts, ddl, draft},
@@ -156,6 +157,13 @@ impl Adapter {
                 continue;
             }
             self.supersede(&before, &changes)?;
+            if let Some(place) = self.rules.load().place(self.back, &before.schema, &before.name) {
+                if let Some(there) = target_catalog.table(&place.schema, &place.table).filter(|_| !place.left_out) {
+                    let questions = mapping::questions(&before, table, &changes, place, there);
+                    steps.extend(questions.into_iter().map(|planned| Step { planned, table: key.clone() }));
+                }
+                continue;
+            }
             let planned = self.planned(&before, table, &changes, message, &source_after, target_catalog, target).await?;
             steps.extend(planned.into_iter().map(|planned| Step { planned, table: key.clone() }));
         }
@@ -344,7 +352,12 @@ impl Adapter {
                 let before = known.tables.remove(&object.oid);
                 let (schema, name) =
                     before.as_ref().map_or((object.schema.as_str(), object.name.as_str()), |table| (&table.schema, &table.name));
-                let Some(found) = target_catalog.table(schema, name) else { return Ok(vec![]) };
+                let rules = self.rules.load();
+                let found = match rules.place(self.back, schema, name) {
+                    Some(place) => target_catalog.table(&place.schema, &place.table).filter(|_| !place.left_out),
+                    None => target_catalog.table(schema, name),
+                };
+                let Some(found) = found else { return Ok(vec![]) };
                 let mut steps = Vec::new();
                 if let (true, Some(parent)) = (found.is_partition, &found.parent_name) {
                     let bound = found.bound.clone().unwrap_or_default();

@@ -1,8 +1,10 @@
 //! Synthetic values for columns without data. Deterministic: value = f(keyed hash of seed, table, column, primary key), so the same row gets the
 //! same value in a retry, on another shard and after a restart.
 //!
-//! Precedence: foreign key, list of allowed values (enum, CHECK), semantic name, sister column, model class, type. Unique columns get their
+//! Precedence: what the operator wrote down, foreign key, list of allowed values (enum, CHECK), semantic name, sister column, model class, type. Unique columns get their
 //! values by construction, not by luck. Rare values of other columns never leak: only those seen often are used.
+
+pub use crate::config::FillRule;
 
 use super::{
     catalog::Column,
@@ -219,6 +221,8 @@ pub struct Facts {
     pub sister: Option<(Vec<(String, f64)>, f64)>,
     /// The model's best class.
     pub class: String,
+    /// What the operator wrote down for the column: it comes before everything else.
+    pub written: Option<FillRule>,
     /// Values must differ.
     pub unique: bool,
     /// The primary key is one whole number.
@@ -232,6 +236,8 @@ pub struct Generator {
     source: Source,
     null_share: f64,
     length: Option<usize>,
+    /// Of a choice: the weights up to and with each value, so that one is found in a few steps.
+    cumulative: Vec<f64>,
     /// Why these values, for people.
     pub why: String,
 }
@@ -255,7 +261,18 @@ impl Generator {
         let length = length_of(&parsed);
         let (source, null_share, why) = choose(column, class, length, facts)?;
         let null_share = if column.not_null { 0.0 } else { null_share };
-        Some(Generator { key, source, null_share, length, why })
+        let mut sum = 0.0;
+        let cumulative = match &source {
+            Source::Choice(choices) => choices
+                .iter()
+                .map(|(_, weight)| {
+                    sum += weight;
+                    sum
+                })
+                .collect(),
+            _ => Vec::new(),
+        };
+        Some(Generator { key, source, null_share, length, cumulative, why })
     }
 
     /// The value for the row with this primary key, as text; `None`: NULL.
@@ -269,13 +286,9 @@ impl Generator {
         let between = |low: i64, high: i64| low + (hash % (high - low + 1).max(1) as u64) as i64;
         let text = match &self.source {
             Source::Choice(choices) => {
-                let total: f64 = choices.iter().map(|(_, weight)| weight).sum();
-                let mut left = (hash >> 11) as f64 / (1u64 << 53) as f64 * total;
-                let chosen = choices.iter().find(|(_, weight)| {
-                    left -= weight;
-                    left < 0.0
-                });
-                chosen.or(choices.last()).map(|(value, _)| value.clone())?
+                let point = (hash >> 11) as f64 / (1u64 << 53) as f64 * self.cumulative.last()?;
+                let at = self.cumulative.partition_point(|upper| *upper <= point);
+                choices.get(at).or(choices.last()).map(|(value, _)| value.clone())?
             }
             Source::Constant(value) => value.clone(),
             Source::Words(semantic) => semantic.value(hash),
@@ -325,6 +338,15 @@ fn moment(hash: u64, date_only: bool) -> String {
 }
 
 fn choose(column: &Column, class: &str, length: Option<usize>, facts: &Facts) -> Option<(Source, f64, String)> {
+    if let Some(rule) = &facts.written {
+        let source = match (&rule.values[..], rule.range) {
+            ([], Some((low, high))) => Source::Integer(low, high),
+            ([one], _) => Source::Constant(one.clone()),
+            (values, _) => Source::Choice(values.iter().map(|value| (value.clone(), 1.0)).collect()),
+        };
+        // one value for all rows cannot be unique
+        return (!facts.unique).then(|| (source, rule.nulls, "written in proxy.toml".into()));
+    }
     let even = |values: &[String]| values.iter().map(|value| (value.clone(), 1.0)).collect::<Vec<_>>();
     if let Some(parents) = &facts.parents {
         if parents.is_empty() || facts.unique {

@@ -103,6 +103,8 @@ pub struct Cycle {
     several: bool,
     /// Some statement is DDL.
     pub changes_schema: bool,
+    /// What it says about the schema, until somebody takes it.
+    pub schema_text: Option<Bytes>,
     answering: usize,
     /// Something other than a pure read was asked for.
     pub wrote: bool,
@@ -136,6 +138,7 @@ impl Cycle {
             ran: 0,
             several: false,
             changes_schema: false,
+            schema_text: None,
             answering: 0,
             wrote: false,
             failed: false,
@@ -305,6 +308,11 @@ impl Conversation {
     /// The newest cycle.
     pub fn newest(&self) -> Option<&Cycle> {
         self.cycles.back()
+    }
+
+    /// The schema change that the cycle just taken from the client contains, once.
+    pub fn take_schema_text(&mut self) -> Option<Bytes> {
+        self.cycles.back_mut().filter(|cycle| cycle.changes_schema)?.schema_text.take()
     }
 
     /// Only one cycle is outstanding: it began at a boundary.
@@ -765,6 +773,9 @@ impl Conversation {
     }
 }
 
+/// Longest schema change that is assessed while it is on its way.
+const SCHEMA_TEXT_MAX: usize = 64 << 10;
+
 impl Cycle {
     /// Takes a CopyDone or CopyFail that the client has sent before (or behind) the end of this cycle. False: there is none.
     fn use_copy_end(&mut self, behind: bool) -> bool {
@@ -795,7 +806,12 @@ impl Cycle {
 
     fn note(&mut self, class: &Class, text: &[u8]) {
         self.wrote |= class.kind != Kind::Read;
-        self.changes_schema |= class.kind == Kind::SchemaChange;
+        if class.kind == Kind::SchemaChange {
+            self.changes_schema = true;
+            if text.len() <= SCHEMA_TEXT_MAX {
+                self.schema_text = Some(Bytes::copy_from_slice(text));
+            }
+        }
         self.several |= !class.single;
         self.ran += 1;
         if !class.session_effects.is_empty() {

@@ -461,6 +461,9 @@ impl Relay {
                 return Ok(self.refuse_rest(run, &TOO_MUCH));
             }
             if matches!(header.tag, b'Q' | b'S') {
+                if let Some(text) = self.conversation.take_schema_text() {
+                    self.database.planned.offer(text);
+                }
                 self.maybe_sample();
             }
             if let Some(before) = forward.before {

@@ -86,6 +86,10 @@ impl Relay {
             if shadow.serve_reads.draw(|| self.chance()) == 0 {
                 continue;
             }
+            if shadow.differs(&class.tables) {
+                shadow.observations.fallback_reasons.count("the shadow has these tables in another shape: kept on the owner");
+                continue;
+            }
             if !shadow.in_step.load(Ordering::SeqCst) || !shadow.breaker.allows(monotonic_ms()) {
                 shadow.observations.fallback_reasons.count("shadow not in step or failing: kept on the owner");
                 continue;

@@ -21,6 +21,7 @@ mod classifier;
 mod facts;
 mod names;
 mod normalise;
+mod translate;
 mod tree;
 
 #[cfg(test)]
@@ -28,6 +29,7 @@ mod tests;
 
 pub use classifier::{Classifier, Later, LookUp};
 pub use facts::CatalogFacts;
+pub use translate::{Names, TableNames, Theirs};
 
 use std::sync::Arc;
 

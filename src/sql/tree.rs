@@ -24,7 +24,12 @@ pub(super) enum Tree {
 impl Tree {
     /// Builds the tree of any message.
     pub fn of(message: &impl Serialize) -> Option<Tree> {
-        message.serialize(Builder).ok()
+        message.serialize(Builder { places: false }).ok()
+    }
+
+    /// The same with the byte offsets (`location`) of what has one.
+    pub fn with_places(message: &impl Serialize) -> Option<Tree> {
+        message.serialize(Builder { places: true }).ok()
     }
 
     /// The name of a message's type.
@@ -84,11 +89,13 @@ impl ser::Error for Unsupported {
 }
 
 #[derive(Clone, Copy)]
-struct Builder;
+struct Builder {
+    places: bool,
+}
 
-struct ListBuilder(Vec<Tree>);
+struct ListBuilder(Vec<Tree>, Builder);
 
-struct StructBuilder(&'static str, Vec<(&'static str, Tree)>);
+struct StructBuilder(&'static str, Vec<(&'static str, Tree)>, Builder);
 
 macro_rules! integers {
     ($($method:ident $type:ty),*) => {$(
@@ -159,7 +166,7 @@ impl ser::Serializer for Builder {
         value.serialize(self)
     }
     fn serialize_seq(self, length: Option<usize>) -> Result<ListBuilder, Unsupported> {
-        Ok(ListBuilder(Vec::with_capacity(length.unwrap_or(0))))
+        Ok(ListBuilder(Vec::with_capacity(length.unwrap_or(0)), self))
     }
     fn serialize_tuple(self, _: usize) -> Result<Self::SerializeTuple, Unsupported> {
         Err(Unsupported)
@@ -180,7 +187,7 @@ impl ser::Serializer for Builder {
         Err(Unsupported)
     }
     fn serialize_struct(self, name: &'static str, _: usize) -> Result<StructBuilder, Unsupported> {
-        Ok(StructBuilder(name, Vec::new()))
+        Ok(StructBuilder(name, Vec::new(), self))
     }
     fn serialize_struct_variant(
         self,
@@ -198,7 +205,7 @@ impl ser::SerializeSeq for ListBuilder {
     type Error = Unsupported;
 
     fn serialize_element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Unsupported> {
-        self.0.push(value.serialize(Builder)?);
+        self.0.push(value.serialize(self.1)?);
         Ok(())
     }
     fn end(self) -> Result<Tree, Unsupported> {
@@ -211,10 +218,10 @@ impl ser::SerializeStruct for StructBuilder {
     type Error = Unsupported;
 
     fn serialize_field<T: Serialize + ?Sized>(&mut self, field: &'static str, value: &T) -> Result<(), Unsupported> {
-        if matches!(field, "location" | "stmt_location" | "stmt_len") {
+        if matches!(field, "stmt_location" | "stmt_len") || (field == "location" && !self.2.places) {
             return Ok(());
         }
-        let value = value.serialize(Builder)?;
+        let value = value.serialize(self.2)?;
         if !value.is_empty() {
             self.1.push((field, value));
         }

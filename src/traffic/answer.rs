@@ -91,6 +91,16 @@ impl Answer {
         self.in_order = self.in_order.rotate_left(5).wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(hash);
     }
 
+    /// Takes the types of another answer's columns where the names are the same: for an answer from a schema in which they differ on purpose and
+    /// their values read the same.
+    pub fn typed_like(&mut self, other: &Answer) {
+        if let (Some(ours), Some(theirs)) = (&mut self.columns, &other.columns) {
+            for (mine, other) in ours.iter_mut().zip(theirs).filter(|(mine, other)| mine.0 == other.0) {
+                mine.1 = other.1;
+            }
+        }
+    }
+
     /// Compares the owner's answer with a shadow's. `ordered`: the statement fixes the order.
     pub fn difference(&self, shadow: &Answer, ordered: bool) -> Option<Difference> {
         if self.sqlstate != shadow.sqlstate {

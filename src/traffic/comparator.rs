@@ -73,9 +73,17 @@ impl Worker {
     async fn compare(&mut self, read: &SampledRead) {
         let shadow = self.shadow.clone();
         let observations = &shadow.observations;
+        let there = match shadow.translate(&read.operation, &read.class.tables) {
+            Ok(translated) => translated,
+            Err(reason) => {
+                observations.undecided.increment();
+                observations.compare_reasons.count(reason);
+                return;
+            }
+        };
         let (mut verdict, mut compared) = (Verdict::Undecided("not run"), false);
         for _ in 0..read.times {
-            let (outcome, latency) = self.first_look(read).await;
+            let (outcome, latency) = self.first_look(read, there.as_ref()).await;
             if let Some(latency) = latency {
                 let failed = matches!(outcome, Verdict::FailedOnShadow(_));
                 observations.shadow_outcome(latency, failed, Instant::now());
@@ -90,7 +98,7 @@ impl Worker {
             }
         }
         if let Verdict::Different(found) = verdict {
-            verdict = self.confirm(read, found).await;
+            verdict = self.confirm(read, there.as_ref(), found).await;
         }
         let example = |what: &str| format!("{} (fingerprint {:016x}): {what}", read.class.text, read.class.fingerprint);
         match verdict {
@@ -118,14 +126,17 @@ impl Worker {
     }
 
     /// Runs the read on the shadow behind its fence and compares with the client's answer.
-    async fn first_look(&mut self, read: &SampledRead) -> (Verdict, Option<Duration>) {
+    async fn first_look(&mut self, read: &SampledRead, there: Option<&Operation>) -> (Verdict, Option<Duration>) {
         if !self.shadow.caught_up(read.needed).await {
             return (Verdict::Undecided("shadow did not catch up in time"), None);
         }
-        let (answer, latency) = match self.on_shadow.run_fresh(&read.identity, &read.operation).await {
-            Ok(found) => {
+        let (answer, latency) = match self.on_shadow.run_fresh(&read.identity, there.unwrap_or(&read.operation)).await {
+            Ok((mut answer, latency)) => {
                 self.shadow.copy_breaker.outcome(true, monotonic_ms());
-                found
+                if there.is_some() {
+                    answer.typed_like(&read.answer);
+                }
+                (answer, latency)
             }
             Err(error) => {
                 self.shadow.copy_breaker.outcome(false, monotonic_ms());
@@ -147,7 +158,7 @@ impl Worker {
     }
 
     /// Owner, shadow, owner: until the owner agrees with itself around a shadow's answer often enough.
-    async fn confirm(&mut self, read: &SampledRead, first: Difference) -> Verdict {
+    async fn confirm(&mut self, read: &SampledRead, there: Option<&Operation>, first: Difference) -> Verdict {
         if let Some(reason) = may_vary(&read.class, &read.operation, &read.answer, first) {
             return Verdict::Undecided(reason);
         }
@@ -161,9 +172,13 @@ impl Worker {
             if !self.shadow.caught_up(self.database.ticks.needed_now()).await {
                 return Verdict::Undecided("shadow did not catch up in time");
             }
-            let Ok((on_shadow, _)) = self.on_shadow.run_fresh(&read.identity, &read.operation).await else {
+            let asked = there.unwrap_or(&read.operation);
+            let Ok((mut on_shadow, _)) = self.on_shadow.run_fresh(&read.identity, asked).await else {
                 return Verdict::Undecided("shadow failed while a difference was being confirmed");
             };
+            if there.is_some() {
+                on_shadow.typed_like(&before);
+            }
             let Ok((after, _)) = self.on_owner.run_fresh(&read.identity, &read.operation).await else {
                 return Verdict::Undecided("the owner could not be asked again");
             };

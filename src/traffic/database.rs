@@ -14,6 +14,7 @@ use crate::{
     sql::Classifier,
 };
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use dashmap::DashMap;
 use std::{
     sync::{
@@ -23,6 +24,7 @@ use std::{
     task::{Context, Waker},
     time::Instant,
 };
+use tokio::sync::mpsc;
 
 /// Shared by all sessions of a database and by the control plane.
 pub struct Database {
@@ -55,6 +57,8 @@ pub struct Database {
     facts_include: AtomicU64,
     /// Asks for the facts to be refreshed.
     pub refresh_facts: tokio::sync::Notify,
+    /// What clients are about to do to the schema.
+    pub planned: Planned,
 }
 
 /// One client connection, for SHOW CLIENTS and for a cutover's preparations.
@@ -134,6 +138,36 @@ impl Mailbox {
     }
 }
 
+/// Schema changes that clients have sent, for whoever assesses them. A few wait; what comes while they do is not assessed.
+#[derive(Debug)]
+pub struct Planned {
+    sender: mpsc::Sender<Bytes>,
+    receiver: Mutex<Option<mpsc::Receiver<Bytes>>>,
+}
+
+/// Schema changes that wait to be assessed, each at most 64 KiB.
+const PLANNED_MAX: usize = 16;
+
+impl Default for Planned {
+    fn default() -> Self {
+        let (sender, receiver) = mpsc::channel(PLANNED_MAX);
+        Planned { sender, receiver: Mutex::new(Some(receiver)) }
+    }
+}
+
+impl Planned {
+    /// Hands a text over; never waits.
+    pub fn offer(&self, text: Bytes) {
+        // Full: the engine meets the change in the stream all the same.
+        let _ = self.sender.try_send(text);
+    }
+
+    /// The other end, once.
+    pub fn receiver(&self) -> Option<mpsc::Receiver<Bytes>> {
+        self.receiver.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take()
+    }
+}
+
 impl SessionInfo {
     /// Pins that stand in the way of moving this session to another server.
     pub fn immovable(&self) -> Vec<&'static str> {
@@ -178,6 +212,7 @@ impl Database {
             schema_changes: AtomicU64::new(0),
             facts_include: AtomicU64::new(0),
             refresh_facts: tokio::sync::Notify::new(),
+            planned: Planned::default(),
         }
     }
 

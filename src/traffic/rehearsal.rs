@@ -56,7 +56,8 @@ impl Rehearser {
             return;
         }
         match self.run(transaction).await {
-            Ok(()) => self.shadow.observations.rehearsed.increment(),
+            Ok(true) => self.shadow.observations.rehearsed.increment(),
+            Ok(false) => {}
             Err(error) => {
                 self.runner.clear();
                 self.shadow.observations.rehearsal_reasons.count(error.as_str());
@@ -64,16 +65,27 @@ impl Rehearser {
         }
     }
 
-    async fn run(&mut self, transaction: &RehearsedTransaction) -> Result<(), RunError> {
+    /// `false`: it cannot be said in the shadow's schema, and is left out.
+    async fn run(&mut self, transaction: &RehearsedTransaction) -> Result<bool, RunError> {
+        let mut operations = Vec::with_capacity(transaction.steps.len());
+        for step in &transaction.steps {
+            match self.shadow.translate(&step.operation, &step.class.tables) {
+                Ok(translated) => operations.push(translated.unwrap_or_else(|| step.operation.clone())),
+                Err(reason) => {
+                    self.shadow.observations.left_out.count(reason);
+                    return Ok(false);
+                }
+            }
+        }
         let explicit =
             transaction.steps.first().is_some_and(|step| matches!(step.class.kind, Kind::Transaction(TransactionVerb::Begin { .. })));
         if !explicit {
             self.runner.run_text(&transaction.identity, "BEGIN").await?;
         }
-        for (number, step) in transaction.steps.iter().enumerate() {
+        for (number, (step, operation)) in transaction.steps.iter().zip(&operations).enumerate() {
             let (answer, latency) = match number {
-                0 if explicit => self.runner.run_fresh(&transaction.identity, &step.operation).await?,
-                _ => self.runner.run(&transaction.identity, &step.operation).await?,
+                0 if explicit => self.runner.run_fresh(&transaction.identity, operation).await?,
+                _ => self.runner.run(&transaction.identity, operation).await?,
             };
             let observations = &self.shadow.observations;
             if let (Some(owner_latency), None) = (step.owner_latency, &answer.sqlstate) {
@@ -106,7 +118,7 @@ impl Rehearser {
             }
         }
         self.runner.run_text(&transaction.identity, "ROLLBACK").await?;
-        Ok(())
+        Ok(true)
     }
 
     fn touched(&self, step: &RehearsedStep, since: Lsn) -> bool {

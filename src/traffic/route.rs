@@ -1,13 +1,13 @@
 //! The routing snapshot: one immutable value per database that sessions read and the control plane swaps whole.
 
 use super::{
-    copies::CopyQueue,
+    copies::{CopyQueue, Operation},
     fence::{Fence, Needed},
     mirror::Mirror,
     observations::Observations,
     rehearsal::Freshness,
 };
-use crate::config::ServerUrl;
+use crate::{config::ServerUrl, wire::frontend::Parse};
 use std::{
     sync::{
         Arc,
@@ -56,6 +56,8 @@ pub struct ShadowRoute {
     pub freshness: arc_swap::ArcSwapOption<Box<dyn Freshness>>,
     /// Where committed writes go, for a shadow that is fed by them.
     pub mirror: Mirror,
+    /// How its tables are called, where they differ on purpose.
+    pub names: arc_swap::ArcSwapOption<crate::sql::Names>,
     /// Where copies go.
     pub queue: CopyQueue,
     /// What was seen.
@@ -135,6 +137,29 @@ const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(5);
 const FENCE_POLL: Duration = Duration::from_millis(2);
 
 impl ShadowRoute {
+    /// Whether these tables (as a statement names them) are others here: such statements are never served, and copied only in translation.
+    pub fn differs(&self, tables: &[String]) -> bool {
+        self.names.load().as_ref().is_some_and(|names| names.concerns(tables))
+    }
+
+    /// A copied operation as this shadow understands it; `None`: as it is.
+    ///
+    /// # Errors
+    /// Why it is left out, for a counter.
+    pub fn translate(&self, operation: &Operation, tables: &[String]) -> Result<Option<Operation>, &'static str> {
+        let names = self.names.load();
+        let Some(names) = names.as_ref().filter(|names| names.concerns(tables)) else { return Ok(None) };
+        let utf8 = |text: &[u8]| std::str::from_utf8(text).map(str::to_owned).map_err(|_| "mapped: not understood");
+        match operation {
+            Operation::Simple(text) => Ok(Some(Operation::Simple(names.translate(&utf8(text)?, false)?.into()))),
+            Operation::Extended { parse, bind, limit, parsed_here } => {
+                let query = names.translate(&utf8(&parse.query)?, true)?.into();
+                let parse = Arc::new(Parse { query, ..(**parse).clone() });
+                Ok(Some(Operation::Extended { parse, bind: bind.clone(), limit: *limit, parsed_here: *parsed_here }))
+            }
+        }
+    }
+
     /// Waits until the shadow has passed a tick. False: it did not in time, or it is out of step. For copies; no client
     /// ever waits here.
     pub async fn caught_up(&self, needed: Needed) -> bool {

@@ -218,6 +218,8 @@ mod tests {
             owner_from: String::new(),
             follower_from: String::new(),
             writable: Vec::new(),
+            follower_table: Default::default(),
+            follower_key: Vec::new(),
         }
     }
 

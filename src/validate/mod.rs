@@ -95,11 +95,15 @@ pub struct Options {
     pub workers: usize,
     /// Differences described per table; all are counted.
     pub examples_max: usize,
+    /// How the shadow's schema differs from the source's.
+    pub rules: std::sync::Arc<crate::schema::mapping::Rules>,
+    /// The owner is the shadow.
+    pub back: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { tables: None, repair: false, workers: 2, examples_max: 10 }
+        Options { tables: None, repair: false, workers: 2, examples_max: 10, rules: std::sync::Arc::default(), back: false }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Which tables to compare, in which order to read them, and which columns: decided from both catalogs.
 
 use super::{Difference, DifferenceKind, TableReport, ValidateError, session::Session};
+use crate::schema::mapping::{Place, Rules};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A column of one side.
@@ -59,8 +60,11 @@ pub(super) struct Plan {
     pub owner_from: String,
     /// Likewise.
     pub follower_from: String,
-    /// Columns to write when repairing: name and the follower's type.
-    pub writable: Vec<Column>,
+    /// Columns to write when repairing: the owner's value as SQL, and the follower's column.
+    pub writable: Vec<(String, Column)>,
+    /// The follower's table, and its names of the key's columns.
+    pub follower_table: (String, String),
+    pub follower_key: Vec<String>,
 }
 
 /// Names, quoted.
@@ -95,10 +99,17 @@ pub(super) async fn load(session: &Session) -> Result<Tables, ValidateError> {
     Ok(tables)
 }
 
-/// What to compare, and reports of what cannot be compared.
-pub(super) fn decide(owner: &Tables, follower: &Tables, only: Option<&[String]>) -> Result<(Vec<Plan>, Vec<TableReport>), ValidateError> {
+/// What to compare, and reports of what cannot be compared. `mapping`: where the owner's tables and columns are on the follower.
+pub(super) fn decide(
+    owner: &Tables,
+    follower: &Tables,
+    only: Option<&[String]>,
+    mapping: &Mapping<'_>,
+) -> Result<(Vec<Plan>, Vec<TableReport>), ValidateError> {
     let (mut plans, mut settled) = (Vec::new(), Vec::new());
-    let names: BTreeSet<_> = owner.keys().chain(follower.keys()).collect();
+    let taken: BTreeSet<(String, String)> =
+        owner.keys().filter_map(|key| mapping.place(key)).map(|place| (place.schema.clone(), place.table.clone())).collect();
+    let names: BTreeSet<_> = owner.keys().chain(follower.keys().filter(|key| !taken.contains(*key))).collect();
     let wanted =
         |schema: &str, name: &str| only.is_none_or(|only| only.iter().any(|text| text == name || text == &format!("{schema}.{name}")));
     for text in only.unwrap_or_default() {
@@ -111,13 +122,24 @@ pub(super) fn decide(owner: &Tables, follower: &Tables, only: Option<&[String]>)
             continue;
         }
         let key = (schema.clone(), name.clone());
-        match (owner.get(&key), follower.get(&key)) {
+        let place = mapping.place(&key);
+        let there = place.map_or_else(|| key.clone(), |place| (place.schema.clone(), place.table.clone()));
+        match (owner.get(&key), follower.get(&there).filter(|_| owner.contains_key(&key) || !taken.contains(&key))) {
+            (Some(_), _) if place.is_some_and(|place| place.left_out) => {
+                settled.push(report(&key, Some("left out on the other side by the mapping".into())));
+            }
+            (None, Some(_)) if mapping.rules.existing => {
+                settled.push(report(&key, Some("only on the side whose schema differs on purpose".into())));
+            }
+            (Some(_), None) if mapping.rules.existing && mapping.back => {
+                settled.push(report(&key, Some("only on the side whose schema differs on purpose".into())));
+            }
             (Some(a), _) if a.unlogged => {
                 settled.push(report(&key, Some("unlogged: no feed carries its rows".into())));
             }
             (Some(a), _) if a.extension => settled.push(report(&key, Some("belongs to an extension".into()))),
             (None, Some(b)) if b.unlogged || b.extension => {}
-            (Some(a), Some(b)) => match plan(schema, name, a, b) {
+            (Some(a), Some(b)) => match plan(&key, &there, a, b, mapping) {
                 Some(plan) => plans.push(plan),
                 None => settled.push(report(&key, Some("the two sides have no column in common".into()))),
             },
@@ -149,44 +171,97 @@ fn one_sided(key: &(String, String), kind: DifferenceKind) -> TableReport {
     TableReport { differences: 1, examples: vec![example], ..report(key, None) }
 }
 
-pub(super) fn plan(schema: &str, name: &str, owner: &Table, follower: &Table) -> Option<Plan> {
-    let mut notes = Vec::new();
-    let other = |column: &Column| follower.columns.iter().find(|theirs| theirs.name == column.name);
-    let mut common = Vec::new();
+/// A column of both sides: the owner's, the follower's, and the owner's value as the follower has it.
+type Pair<'a> = (&'a Column, &'a Column, String);
+
+/// A type that every server knows, so that a value can be cast to it anywhere.
+fn builtin(sql_type: &str) -> bool {
+    sql_type.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b" (),[]".contains(&byte))
+}
+
+fn pairs<'a>(
+    key: &(String, String),
+    owner: &'a Table,
+    follower: &'a Table,
+    mapping: &Mapping<'_>,
+    notes: &mut Vec<String>,
+) -> Vec<Pair<'a>> {
+    let place = mapping.place(key);
+    let mut common: Vec<Pair<'a>> = Vec::new();
     for column in &owner.columns {
-        match other(column) {
-            None => notes.push(format!("column {} is only on the owner", column.name)),
-            Some(theirs) => {
-                if theirs.sql_type != column.sql_type {
-                    let (ours, theirs) = (&column.sql_type, &theirs.sql_type);
-                    notes.push(format!("column {} is {ours} on the owner and {theirs} on the follower: compared as text", column.name));
-                }
-                common.push((column, theirs));
+        let goes = place.map(|place| place.column(&column.name));
+        let name = goes.as_ref().map_or(Some(column.name.as_str()), |goes| goes.name);
+        let Some(theirs) = name.and_then(|name| follower.columns.iter().find(|theirs| theirs.name == name)) else {
+            notes.push(format!("column {} is only on the owner", column.name));
+            continue;
+        };
+        let mut value = quote(&column.name);
+        if let Some(expression) = goes.and_then(|goes| goes.using) {
+            notes.push(format!("column {} is computed on the follower: compared with the expression's value on the owner", column.name));
+            value = format!("({expression})");
+        }
+        if theirs.sql_type != column.sql_type {
+            // Where types differ on purpose, the value is what the follower's type makes of it.
+            let cast = mapping.rules.existing && builtin(&theirs.sql_type);
+            let how = if cast { "compared as that type" } else { "compared as text" };
+            let (ours, to) = (&column.sql_type, &theirs.sql_type);
+            notes.push(format!("column {} is {ours} on the owner and {to} on the follower: {how}", column.name));
+            if cast {
+                value = format!("({value})::{to}");
             }
         }
+        common.push((column, theirs, value));
     }
+    common
+}
+
+pub(super) fn plan(
+    names: &(String, String),
+    there: &(String, String),
+    owner: &Table,
+    follower: &Table,
+    mapping: &Mapping<'_>,
+) -> Option<Plan> {
+    let (schema, name) = names;
+    let mut notes = Vec::new();
+    let common = pairs(names, owner, follower, mapping, &mut notes);
     for column in &follower.columns {
-        if !owner.columns.iter().any(|ours| ours.name == column.name) {
+        if !common.iter().any(|(_, theirs, _)| theirs.name == column.name) {
             notes.push(format!("column {} is only on the follower", column.name));
         }
     }
     if common.is_empty() {
         return None;
     }
-    let find = |name: &str| common.iter().find(|(column, _)| column.name == name).copied();
-    let usable = |key: &[String]| !key.is_empty() && key.iter().all(|name| find(name).is_some());
-    let chosen = [&owner.key, &follower.key].into_iter().find(|key| usable(key));
-    let key: Vec<(String, Order)> = match chosen {
-        Some(names) => names.iter().filter_map(|name| find(name)).map(|(a, b)| (a.name.clone(), order(a, b))).collect(),
-        None => common.iter().map(|(column, _)| (column.name.clone(), Order::Text)).collect(),
+    let ours = |name: &str| common.iter().find(|(column, ..)| column.name == name);
+    let theirs = |name: &str| common.iter().find(|(_, column, _)| column.name == name);
+    // A unique key of either side, by the columns of that side.
+    let by_owner: Option<Vec<&Pair<'_>>> = owner.key.iter().map(|name| ours(name)).collect();
+    let by_follower: Option<Vec<&Pair<'_>>> = follower.key.iter().map(|name| theirs(name)).collect();
+    let chosen = [by_owner, by_follower].into_iter().flatten().find(|key| !key.is_empty());
+    let ordered = |pair: &Pair<'_>| match mapping.place(names).and_then(|place| place.column(&pair.0.name).using) {
+        None => order(pair.0, pair.1),
+        Some(_) => Order::Text,
     };
-    let others: Vec<String> =
-        common.iter().map(|(column, _)| column.name.clone()).filter(|name| !key.iter().any(|(own, _)| own == name)).collect();
-    let writable = common.iter().filter(|(_, theirs)| !theirs.generated).map(|(_, theirs)| (*theirs).clone()).collect();
-    let (owner_from, follower_from) = (from_clause(schema, name, owner), from_clause(schema, name, follower));
+    let keyed: Vec<(&Pair<'_>, Order)> = match &chosen {
+        Some(pairs) => pairs.iter().map(|pair| (*pair, ordered(pair))).collect(),
+        None => common.iter().map(|pair| (pair, Order::Text)).collect(),
+    };
+    let rest: Vec<&Pair<'_>> = common.iter().filter(|pair| !keyed.iter().any(|(key, _)| key.0.name == pair.0.name)).collect();
+    let writable = common.iter().filter(|(_, theirs, _)| !theirs.generated).map(|(_, theirs, value)| (value.clone(), (*theirs).clone()));
+    let writable = writable.collect();
+    let (owner_from, follower_from) = (from_clause(schema, name, owner), from_clause(&there.0, &there.1, follower));
+    let query = |from: &str, value: &dyn Fn(&Pair<'_>) -> String| {
+        let key: Vec<(String, Order)> = keyed.iter().map(|(pair, order)| (value(pair), *order)).collect();
+        select(from, &key, &rest.iter().map(|pair| value(pair)).collect::<Vec<_>>())
+    };
+    let key: Vec<(String, Order)> = keyed.iter().map(|(pair, order)| (pair.0.name.clone(), *order)).collect();
+    let others: Vec<String> = rest.iter().map(|pair| pair.0.name.clone()).collect();
     Some(Plan {
-        owner_query: select(&owner_from, &key, &others),
-        follower_query: select(&follower_from, &key, &others),
+        owner_query: query(&owner_from, &|pair| pair.2.clone()),
+        follower_query: query(&follower_from, &|pair| quote(&pair.1.name)),
+        follower_table: there.clone(),
+        follower_key: keyed.iter().map(|(pair, _)| pair.1.name.clone()).collect(),
         owner_from,
         follower_from,
         schema: schema.to_owned(),
@@ -210,20 +285,34 @@ fn order(owner: &Column, follower: &Column) -> Order {
     }
 }
 
+/// Where the owner's tables and columns are on the follower.
+pub(super) struct Mapping<'a> {
+    pub rules: &'a Rules,
+    /// The owner is the shadow.
+    pub back: bool,
+}
+
+impl Mapping<'_> {
+    fn place(&self, key: &(String, String)) -> Option<&Place> {
+        self.rules.place(self.back, &key.0, &key.1)
+    }
+}
+
 /// A plain table's own rows only (its heirs are tables of their own); a partitioned table's rows are its partitions'.
 fn from_clause(schema: &str, name: &str, table: &Table) -> String {
     format!("{}{}.{}", if table.partitioned { "" } else { "ONLY " }, quote(schema), quote(name))
 }
 
+/// Values are SQL.
 fn select(from: &str, key: &[(String, Order)], others: &[String]) -> String {
-    let selected = |(name, order): &(String, Order)| match order {
-        Order::Integer | Order::Native => quote(name),
-        Order::Text => format!("{}::text", quote(name)),
+    let selected = |(value, order): &(String, Order)| match order {
+        Order::Integer | Order::Native => value.clone(),
+        Order::Text => format!("{value}::text"),
     };
-    let columns: Vec<String> = key.iter().map(selected).chain(others.iter().map(|name| quote(name))).collect();
-    let sorted = |(name, order): &(String, Order)| match order {
-        Order::Integer | Order::Native => quote(name),
-        Order::Text => format!("{}::text COLLATE pg_catalog.\"C\" NULLS FIRST", quote(name)),
+    let columns: Vec<String> = key.iter().map(selected).chain(others.iter().cloned()).collect();
+    let sorted = |(value, order): &(String, Order)| match order {
+        Order::Integer | Order::Native => value.clone(),
+        Order::Text => format!("{value}::text COLLATE pg_catalog.\"C\" NULLS FIRST"),
     };
     // Names in ORDER BY that stand alone would mean the output columns, whose order is the same.
     let order_by: Vec<String> = key.iter().map(sorted).collect();
@@ -265,6 +354,7 @@ const COLUMNS: &str = "
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schema::mapping::Rule;
 
     fn table(columns: &[(&str, &str)], key: &[&str]) -> Table {
         let columns =
@@ -272,11 +362,45 @@ mod tests {
         Table { columns: columns.collect(), key: key.iter().map(|name| (*name).to_owned()).collect(), ..Table::default() }
     }
 
+    fn planned(owner: &Table, follower: &Table) -> Plan {
+        let name = ("s".to_owned(), "t".to_owned());
+        plan(&name, &name, owner, follower, &Mapping { rules: &Rules::default(), back: false }).unwrap()
+    }
+
+    #[test]
+    fn a_mapped_table_is_read_under_its_names() {
+        let rule = Rule {
+            source: "s.t".into(),
+            shadow: "x.u".into(),
+            columns: [("v", "w"), ("gone", "")].map(|(a, b)| (a.to_owned(), b.to_owned())).into(),
+            using: [("at".to_owned(), "at AT TIME ZONE 'UTC'".to_owned())].into(),
+            ..Rule::default()
+        };
+        let rules = Rules::new(true, &[rule]);
+        let owner =
+            table(&[("id", "integer"), ("v", "character varying(9)"), ("gone", "text"), ("at", "timestamp without time zone")], &["id"]);
+        let follower = table(&[("id", "bigint"), ("w", "text"), ("at", "timestamp with time zone")], &["id"]);
+        let (here, there) = (("s".to_owned(), "t".to_owned()), ("x".to_owned(), "u".to_owned()));
+        let plan = plan(&here, &there, &owner, &follower, &Mapping { rules: &rules, back: false }).unwrap();
+        assert_eq!(
+            plan.owner_query,
+            "COPY (SELECT (\"id\")::bigint, (\"v\")::text, ((at AT TIME ZONE 'UTC'))::timestamp with time zone FROM ONLY \"s\".\"t\" ORDER BY \
+             (\"id\")::bigint) TO STDOUT"
+        );
+        assert_eq!(plan.follower_query, r#"COPY (SELECT "id", "w", "at" FROM ONLY "x"."u" ORDER BY "id") TO STDOUT"#);
+        let (owners, followers): (Tables, Tables) = ([(here.clone(), owner)].into(), [(there, follower)].into());
+        let (plans, settled) = decide(&owners, &followers, None, &Mapping { rules: &rules, back: false }).unwrap();
+        assert_eq!((plans.len(), settled.len()), (1, 0), "{settled:?}");
+        let (plans, settled) = decide(&followers, &owners, None, &Mapping { rules: &rules, back: true }).unwrap();
+        assert_eq!((plans.len(), settled.len()), (1, 0), "{settled:?}");
+        assert_eq!(plans[0].follower_table, here);
+    }
+
     #[test]
     fn the_key_decides_the_order() {
         let owner = table(&[("v", "text"), ("id", "integer")], &["id"]);
         let follower = table(&[("id", "bigint"), ("v", "text"), ("new", "text")], &["id"]);
-        let plan = plan("s", "t", &owner, &follower).unwrap();
+        let plan = planned(&owner, &follower);
         assert_eq!(plan.key, [("id".to_owned(), Order::Integer)]);
         assert_eq!(plan.owner_query, r#"COPY (SELECT "id", "v" FROM ONLY "s"."t" ORDER BY "id") TO STDOUT"#);
         assert_eq!(plan.notes.len(), 2, "{:?}", plan.notes);
@@ -285,7 +409,7 @@ mod tests {
     #[test]
     fn without_a_key_whole_rows_are_the_key() {
         let side = table(&[("a\"b", "text"), ("c", "integer")], &[]);
-        let plan = plan("s", "t", &side, &side).unwrap();
+        let plan = planned(&side, &side);
         assert!(!plan.keyed && plan.others.is_empty());
         assert!(
             plan.owner_query.contains(r#"ORDER BY "a""b"::text COLLATE pg_catalog."C" NULLS FIRST, "c"::text"#),
@@ -297,11 +421,13 @@ mod tests {
     #[test]
     fn a_table_on_one_side_is_a_difference() {
         let one: Tables = [(("s".to_owned(), "t".to_owned()), table(&[("a", "text")], &[]))].into();
-        let (_, settled) = decide(&one, &Tables::new(), None).unwrap();
+        let rules = Rules::default();
+        let same = Mapping { rules: &rules, back: false };
+        let (_, settled) = decide(&one, &Tables::new(), None, &same).unwrap();
         assert_eq!(settled[0].examples[0].kind, DifferenceKind::Missing);
-        let (_, settled) = decide(&Tables::new(), &one, None).unwrap();
+        let (_, settled) = decide(&Tables::new(), &one, None, &same).unwrap();
         assert_eq!(settled[0].examples[0].kind, DifferenceKind::Extra);
-        assert!(decide(&one, &one, Some(&["nope".to_owned()])).is_err());
-        assert_eq!(decide(&one, &one, Some(&["s.t".to_owned()])).unwrap().0.len(), 1);
+        assert!(decide(&one, &one, Some(&["nope".to_owned()]), &same).is_err());
+        assert_eq!(decide(&one, &one, Some(&["s.t".to_owned()]), &same).unwrap().0.len(), 1);
     }
 }

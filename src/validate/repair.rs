@@ -29,31 +29,34 @@ pub(super) async fn table<H>(pair: &Pair<H>, follower_url: &ServerUrl, plan: &Pl
 }
 
 async fn rows(owner: &Session, follower: &Session, plan: &Plan, keys: &[Vec<String>]) -> Result<u64, ValidateError> {
-    let target = format!("{}.{}", quote(&plan.schema), quote(&plan.name));
-    let columns: Vec<String> = plan.writable.iter().map(|column| quote(&column.name)).collect();
+    let target = format!("{}.{}", quote(&plan.follower_table.0), quote(&plan.follower_table.1));
+    let columns: Vec<String> = plan.writable.iter().map(|(_, column)| quote(&column.name)).collect();
     let columns = columns.join(", ");
     let values: Vec<String> =
         keys.iter().map(|key| format!("({})", key.iter().map(|text| literal(text)).collect::<Vec<_>>().join(", "))).collect();
     let names: Vec<String> = (0..plan.key.len()).map(|number| format!("k{number}")).collect();
     let wanted = format!("(VALUES {}) AS wanted ({})", values.join(", "), names.join(", "));
     // Compared as text, as the comparison did; integers by value, so that the index serves.
-    let matches: Vec<String> = plan
-        .key
-        .iter()
-        .zip(&names)
-        .map(|((column, order), name)| match order {
-            Order::Integer => format!("x.{} = wanted.{name}::bigint", quote(column)),
-            Order::Native => format!("x.{} = wanted.{name}::uuid", quote(column)),
-            Order::Text => format!("x.{}::text = wanted.{name}", quote(column)),
-        })
-        .collect();
-    let matches = matches.join(" AND ");
+    let matches = |columns: &mut dyn Iterator<Item = &String>| {
+        let terms: Vec<String> = columns
+            .zip(&plan.key)
+            .zip(&names)
+            .map(|((column, (_, order)), name)| match order {
+                Order::Integer => format!("x.{} = wanted.{name}::bigint", quote(column)),
+                Order::Native => format!("x.{} = wanted.{name}::uuid", quote(column)),
+                Order::Text => format!("x.{}::text = wanted.{name}", quote(column)),
+            })
+            .collect();
+        terms.join(" AND ")
+    };
+    let there = matches(&mut plan.follower_key.iter());
+    let here = matches(&mut plan.key.iter().map(|(name, _)| name));
 
-    let delete = format!("DELETE FROM {} AS x USING {wanted} WHERE {matches}", plan.follower_from);
+    let delete = format!("DELETE FROM {} AS x USING {wanted} WHERE {there}", plan.follower_from);
     let deleted = follower.client.execute(&delete, &[]).await.map_err(|error| follower.error("deleting rows to repair", &error))?;
     let from = &plan.owner_from;
-    let selected: Vec<String> = plan.writable.iter().map(|column| format!("x.{}", quote(&column.name))).collect();
-    let read = format!("COPY (SELECT {} FROM {from} AS x JOIN {wanted} ON {matches}) TO STDOUT", selected.join(", "));
+    let selected: Vec<&str> = plan.writable.iter().map(|(value, _)| value.as_str()).collect();
+    let read = format!("COPY (SELECT {} FROM {from} AS x JOIN {wanted} ON {here}) TO STDOUT", selected.join(", "));
     let source = owner.client.copy_out(&read).await.map_err(|error| owner.error("reading rows to repair", &error))?;
     let write = format!("COPY {target} ({columns}) FROM STDIN");
     let sink = follower.client.copy_in(&write).await.map_err(|error| follower.error("writing rows to repair", &error))?;

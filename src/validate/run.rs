@@ -36,9 +36,10 @@ pub async fn verify<F: Follower>(
     let (Some(first_owner), Some(first_follower)) = (pair.owners.first(), pair.followers.first()) else {
         return Err(ValidateError::Connect { side: "owner", reason: "no session was opened".into() });
     };
+    let mapping = plan::Mapping { rules: &options.rules, back: options.back };
     let owner_tables = plan::load(first_owner).await?;
     let follower_tables = plan::load(first_follower).await?;
-    let (plans, mut tables) = plan::decide(&owner_tables, &follower_tables, options.tables.as_deref())?;
+    let (plans, mut tables) = plan::decide(&owner_tables, &follower_tables, options.tables.as_deref(), &mapping)?;
     progress.start(plans.len(), plans.iter().map(|plan| plan.rows_estimated).sum());
 
     let queue = Mutex::new(plans.iter().collect::<VecDeque<&Plan>>());

@@ -4,14 +4,16 @@
 //!
 //! The rows that differ are deleted before the first is written: a unique value that moved from one row to another must not be in
 //! the way of itself.
+//!
+//! Deliberately absent: a follower whose schema differs on purpose. Its rows cannot be told apart by the owner's names and types.
 
 use super::{
     ValidateError,
     compare::{Rows, Step, Tally},
-    plan::{self, Order, Plan, Tables, quote},
+    plan::{self, Mapping, Order, Plan, Tables, quote},
     session::Session,
 };
-use crate::config::ServerUrl;
+use crate::{config::ServerUrl, schema::mapping::Rules};
 use futures_util::{SinkExt, StreamExt};
 use std::{
     pin::pin,
@@ -89,7 +91,8 @@ impl Settler {
         let (Some(ours), Some(theirs)) = (self.owner_tables.get(&key), self.follower_tables.get(&key)) else {
             return Err(ValidateError::NoSuchTable(format!("{schema}.{name}")));
         };
-        let Some(plan) = plan::plan(schema, name, ours, theirs) else {
+        let mapping = Mapping { rules: &Rules::default(), back: false };
+        let Some(plan) = plan::plan(&key, &key, ours, theirs, &mapping) else {
             return Err(ValidateError::NoSuchTable(format!("{schema}.{name}")));
         };
         for session in [&self.owner, &self.fetch] {
@@ -210,7 +213,7 @@ impl Settler {
 
     async fn carry(&self, plan: &Plan, query: &str) -> Result<u64, ValidateError> {
         let Settler { fetch, writer, .. } = self;
-        let columns: Vec<String> = plan.writable.iter().map(|column| quote(&column.name)).collect();
+        let columns: Vec<String> = plan.writable.iter().map(|(_, column)| quote(&column.name)).collect();
         let (read, write) = ("reading rows that differ", "writing rows that differ");
         let into = format!("COPY {}.{} ({}) FROM STDIN", quote(&plan.schema), quote(&plan.name), columns.join(", "));
         let source = fetch.client.copy_out(&format!("COPY ({query}) TO STDOUT")).await.map_err(|error| fetch.error(read, &error))?;
@@ -225,7 +228,7 @@ impl Settler {
 }
 
 fn selected(plan: &Plan) -> String {
-    plan.writable.iter().map(|column| format!("x.{}", quote(&column.name))).collect::<Vec<_>>().join(", ")
+    plan.writable.iter().map(|(_, column)| format!("x.{}", quote(&column.name))).collect::<Vec<_>>().join(", ")
 }
 
 fn keys_table(plan: &Plan) -> String {
@@ -238,7 +241,8 @@ fn keys_table(plan: &Plan) -> String {
 fn matches(plan: &Plan) -> String {
     let one = |(number, (column, order)): (usize, &(String, Order))| {
         let name = quote(column);
-        let sql_type = plan.writable.iter().find(|writable| writable.name == *column).map_or("text", |writable| writable.sql_type.as_str());
+        let written = plan.writable.iter().map(|(_, writable)| writable).find(|writable| writable.name == *column);
+        let sql_type = written.map_or("text", |writable| writable.sql_type.as_str());
         match order {
             Order::Integer => format!("x.{name} = wanted.k{number}::bigint"),
             Order::Native => format!("x.{name} = wanted.k{number}::uuid"),

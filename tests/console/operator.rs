@@ -134,7 +134,9 @@ pub fn sample_state(t: f64) -> State {
         confidence,
         why: "rule: same change on both sides".into(),
         loses_data,
+        if_rejected: "the shadow stays as it is".into(),
         state,
+        decided_ms: 0,
         decided_by: if state == ProposalState::Pending { "".into() } else { "policy".into() },
         note: "".into(),
     };

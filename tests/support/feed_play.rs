@@ -28,6 +28,7 @@ pub fn spec(from: &Server, to: &Server, database: &str) -> FeedSpec {
         from: from.url(database),
         to: to.url(database),
         copy: understudy::config::CopyConfig::default(),
+        rules: Default::default(),
     }
 }
 

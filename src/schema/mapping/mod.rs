@@ -1,40 +1,29 @@
-//! A shadow whose schema differs on purpose: which of its tables and columns are which of the source's. Pure: written down (or proposed by the model and
-//! approved), checked whole against both catalogs, then applied to relations as the stream names them; and its inverse, with a statement per column
-//! whether the way there and back loses anything.
+//! A shadow whose schema differs on purpose: which of its tables and columns are which of the source's. Pure: written down in proxy.toml, checked whole
+//! against both catalogs ([`Mapping`]), then applied by name to relations as the stream names them ([`Rules`]); and its inverse, with a statement per
+//! column whether the way there and back loses anything. What only changed its name can be proposed ([`propose`]).
 //!
-//! Deliberately absent: where it is written, and the applier's use of it. Values travel as text and are cast to the shadow's type, as the feed does it,
-//! so a mapping names columns and never values.
+//! Deliberately absent: one table split over two, or two joined into one. A row of the stream would become two rows with keys of their own, whose
+//! halves a reverse feed could not put together again without knowing which half of which row has arrived; views on the shadow give the same shape
+//! without that. Values travel as text and are read by the shadow's type (or computed by the expression that is written down), so a mapping names
+//! columns and never values.
 //!
 //! Invariants: a mapping that passes [`Mapping::new`] sends every source column to one column or says that it is left out; no two meet in one; the key of
 //! a row is never left out; its inverse maps back exactly what it kept.
 
+mod change;
+mod propose;
+mod rules;
+
+pub use crate::config::MapRule as Rule;
+pub(super) use change::questions;
+pub use propose::propose;
+pub use rules::{Place, Rules, SharedRules, Target};
+
 use super::{
     catalog::{Catalog, Column, Table},
-    model::{
-        Model,
-        matching::{Pair, Side, assign},
-    },
     rules::types::{TypeName, Verdict, verdict},
 };
-use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// What is written down for one table of the source.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Rule {
-    /// `schema.table` on the source.
-    pub source: String,
-    /// `schema.table` on the shadow; empty: the same name.
-    #[serde(default)]
-    pub shadow: String,
-    /// The shadow does not have it.
-    #[serde(default)]
-    pub left_out: bool,
-    /// Source column → shadow column; an empty name: left out. What is not named keeps its name.
-    #[serde(default)]
-    pub columns: BTreeMap<String, String>,
-}
 
 /// A column that both sides have.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,11 +36,16 @@ pub struct MappedColumn {
     pub there: Verdict,
     /// The way back.
     pub back: Verdict,
+    /// Expressions that were written down for the way there and the way back: whoever wrote both says that they undo each other.
+    pub written: (bool, bool),
 }
 
 impl MappedColumn {
-    /// Every value comes back as it was.
+    /// Every value comes back as it was, or is refused aloud.
     pub fn lossless(&self) -> bool {
+        if self.written.0 {
+            return self.written.1;
+        }
         !self.there.loses_data()
             && matches!(self.back, Verdict::Free | Verdict::Rewrite | Verdict::DataDependent | Verdict::Parse | Verdict::UsingSafe)
     }
@@ -84,6 +78,31 @@ fn parts(name: &str) -> (String, String) {
     (schema.to_owned(), table.to_owned())
 }
 
+/// Where a rule stands.
+fn line(rule: &Rule) -> String {
+    if rule.line == 0 { String::new() } else { format!("proxy.toml line {}: ", rule.line) }
+}
+
+/// Names listed in a message before the rest is only counted.
+const NAMED_MAX: usize = 20;
+
+fn listed(what: &str, names: &[String]) -> String {
+    let more = names.len().saturating_sub(NAMED_MAX);
+    let shown = names.get(..NAMED_MAX).unwrap_or(names).join(", ");
+    if more == 0 { format!("{what}: {shown}") } else { format!("{what}: {shown} and {more} more") }
+}
+
+fn tables_of(catalog: &Catalog) -> String {
+    let mut names: Vec<String> =
+        catalog.tables.values().filter(|table| table.holds_rows() && !table.is_partition).map(Table::plain).collect();
+    names.sort();
+    listed("there are", &names)
+}
+
+fn columns_of(table: &Table) -> String {
+    listed("it has", &table.columns.iter().map(|column| column.name.clone()).collect::<Vec<_>>())
+}
+
 fn type_of(column: &Column) -> TypeName {
     TypeName::parse(&column.type_name, &column.type_kind)
 }
@@ -104,9 +123,14 @@ impl Mapping {
         for rule in rules {
             let key = parts(&rule.source);
             if source.table(&key.0, &key.1).is_none_or(|table| !table.holds_rows()) {
-                wrong.push(format!("the mapping names table {}, which the source does not have: correct its name", rule.source));
+                wrong.push(format!(
+                    "{}the mapping names table {}, which the source does not have: correct its name ({})",
+                    line(rule),
+                    rule.source,
+                    tables_of(source)
+                ));
             } else if named.insert(key, rule).is_some() {
-                wrong.push(format!("the mapping names table {} twice: keep one", rule.source));
+                wrong.push(format!("{}the mapping names table {} twice: keep one", line(rule), rule.source));
             }
         }
         let nothing = Rule::default();
@@ -119,12 +143,19 @@ impl Mapping {
             let place = if rule.shadow.is_empty() { key.clone() } else { parts(&rule.shadow) };
             match shadow.table(&place.0, &place.1).filter(|twin| twin.holds_rows()) {
                 Some(twin) => drop(mapping.tables.insert(key, map_table(table, twin, rule, &mut wrong))),
-                // without a rule it is drift, which has its own proposals
-                None if rule.source.is_empty() => {}
-                None => wrong.push(format!(
-                    "the mapping sends {} to {}, which the shadow does not have: create it there, or say left_out = true",
+                None if rule.source.is_empty() => wrong.push(format!(
+                    "table {} of the source is not on the shadow ({}): create it there, or write [[database.shadow.map]] with source = \"{}\" and \
+                     shadow = its name there or left_out = true",
                     table.plain(),
-                    if rule.shadow.is_empty() { &rule.source } else { &rule.shadow }
+                    tables_of(shadow),
+                    table.plain()
+                )),
+                None => wrong.push(format!(
+                    "{}the mapping sends {} to {}, which the shadow does not have ({}): create it there, or say left_out = true",
+                    line(rule),
+                    table.plain(),
+                    if rule.shadow.is_empty() { &rule.source } else { &rule.shadow },
+                    tables_of(shadow)
                 )),
             }
         }
@@ -138,6 +169,11 @@ impl Mapping {
             }
         }
         if wrong.is_empty() { Ok(mapping) } else { Err(wrong) }
+    }
+
+    /// All tables, by their name on the source.
+    pub fn tables(&self) -> impl Iterator<Item = &MappedTable> {
+        self.tables.values()
     }
 
     /// A table of the source.
@@ -159,6 +195,7 @@ impl Mapping {
                     shadow: column.source.clone(),
                     there: column.back,
                     back: column.there,
+                    written: (column.written.1, column.written.0),
                 })
                 .collect(),
             left_out: table.added.clone(),
@@ -179,9 +216,10 @@ impl Mapping {
                     .map(|column| format!("{name}.{column} is left out on the shadow: rows written there have no value for it")),
             );
             let lossy = table.columns.iter().filter(|column| !column.lossless());
-            losses.extend(
-                lossy.map(|column| format!("{name}.{}: there: {}; back: {}", column.source, column.there.explain(), column.back.explain())),
-            );
+            losses.extend(lossy.map(|column| match column.written {
+                (true, _) => format!("{name}.{}: there by an expression, and no expression leads back: write one in `back`", column.source),
+                _ => format!("{name}.{}: there: {}; back: {}", column.source, column.there.explain(), column.back.explain()),
+            }));
         }
         losses
     }
@@ -210,7 +248,14 @@ fn map_table(table: &Table, twin: &Table, rule: &Rule, wrong: &mut Vec<String>) 
         added: Vec::new(),
     };
     for unknown in rule.columns.keys().filter(|column| table.column(column).is_none()) {
-        wrong.push(format!("the mapping names column {name}.{unknown}, which the source does not have: correct its name"));
+        let there = columns_of(table);
+        wrong.push(format!(
+            "{}the mapping names column {name}.{unknown}, which the source does not have: correct its name ({there})",
+            line(rule)
+        ));
+    }
+    for unknown in rule.using.keys().filter(|column| table.column(column).is_none()) {
+        wrong.push(format!("{}`using` names column {name}.{unknown}, which the source does not have: correct its name", line(rule)));
     }
     let key: BTreeSet<&str> = table.primary_key().into_iter().collect();
     for column in &table.columns {
@@ -219,23 +264,36 @@ fn map_table(table: &Table, twin: &Table, rule: &Rule, wrong: &mut Vec<String>) 
         let Some(found) = twin.column(place).filter(|_| !place.is_empty()) else {
             if key.contains(column.name.as_str()) {
                 wrong.push(format!(
-                    "{name}.{} is part of the primary key and has no place on the shadow: rows could not be found again",
-                    column.name
+                    "{}{name}.{} is part of the primary key and has no place on the shadow: rows could not be found again ({})",
+                    line(rule),
+                    column.name,
+                    columns_of(twin)
                 ));
             } else if written.is_some() && !place.is_empty() {
                 wrong.push(format!(
-                    "the mapping sends {name}.{} to {place}, which {} does not have: correct its name, or leave it out with \"\"",
+                    "{}the mapping sends {name}.{} to {place}, which {} does not have: correct its name, or leave it out with \"\" ({})",
+                    line(rule),
                     column.name,
-                    twin.plain()
+                    twin.plain(),
+                    columns_of(twin)
+                ));
+            } else if written.is_none() {
+                wrong.push(format!(
+                    "{}column {name}.{} has no place on the shadow: write its name there into `columns`, or \"\" to leave it out ({})",
+                    line(rule),
+                    column.name,
+                    columns_of(twin)
                 ));
             }
             mapped.left_out.push(column.name.clone());
             continue;
         };
         let (there, back) = (retyped(column, found), retyped(found, column));
-        if there == Verdict::NoCast {
+        let written = (rule.using.contains_key(&column.name), rule.back.contains_key(&column.name));
+        if there == Verdict::NoCast && !written.0 {
             wrong.push(format!(
-                "{name}.{} ({}) cannot become {} ({}): {}",
+                "{}{name}.{} ({}) cannot become {} ({}): {}; write an expression in `using`",
+                line(rule),
                 column.name,
                 column.type_name,
                 found.name,
@@ -244,14 +302,15 @@ fn map_table(table: &Table, twin: &Table, rule: &Rule, wrong: &mut Vec<String>) 
             ));
         }
         if mapped.columns.iter().any(|other| other.shadow == found.name) {
-            wrong.push(format!("two columns of {name} go to {}: leave one of them out", found.name));
+            wrong.push(format!("{}two columns of {name} go to {}: leave one of them out", line(rule), found.name));
         }
-        mapped.columns.push(MappedColumn { source: column.name.clone(), shadow: found.name.clone(), there, back });
+        mapped.columns.push(MappedColumn { source: column.name.clone(), shadow: found.name.clone(), there, back, written });
     }
     for column in twin.columns.iter().filter(|column| !mapped.columns.iter().any(|other| other.shadow == column.name)) {
         if column.not_null && column.default.is_none() && column.identity.is_empty() && column.generated.is_empty() {
             wrong.push(format!(
-                "{}.{} is NOT NULL without a default, and no column of {name} fills it: give it a default on the shadow",
+                "{}{}.{} is NOT NULL without a default, and no column of {name} fills it: give it a default on the shadow",
+                line(rule),
                 twin.plain(),
                 column.name
             ));
@@ -259,84 +318,6 @@ fn map_table(table: &Table, twin: &Table, rule: &Rule, wrong: &mut Vec<String>) 
         mapped.added.push(column.name.clone());
     }
     mapped
-}
-
-fn side(table: &Table, column: &Column, at: usize) -> Side {
-    let foreign = table.constraints.iter().find(|item| item.kind == "f" && item.columns == [column.num]);
-    Side {
-        name: column.name.clone(),
-        type_name: if column.type_kind == "e" { format!("enum:{}", column.type_name) } else { column.type_name.clone() },
-        not_null: column.not_null,
-        default: column.default.clone().unwrap_or_default(),
-        references: foreign.and_then(|item| item.references.clone()).unwrap_or_default(),
-        ordinal: at as f64,
-        width: table.columns.len() as f64,
-        columns: Vec::new(),
-    }
-}
-
-/// What the model holds for the same where names differ, with its confidence: tables first, then the columns of tables that belong together.
-pub fn propose(source: &Catalog, shadow: &Catalog) -> Vec<(Rule, f64)> {
-    let model = Model::shipped();
-    let rows =
-        |catalog: &Catalog| catalog.tables.values().filter(|table| table.holds_rows() && !table.is_partition).cloned().collect::<Vec<_>>();
-    let (ours, theirs) = (rows(source), rows(shadow));
-    let lonely = |tables: &[Table], other: &Catalog| {
-        tables.iter().filter(|table| other.table(&table.schema, &table.name).is_none()).cloned().collect::<Vec<_>>()
-    };
-    let (removed, added) = (lonely(&ours, shadow), lonely(&theirs, source));
-    let as_side = |table: &Table| Side {
-        name: table.name.clone(),
-        columns: table.columns.iter().map(|column| (column.name.clone(), column.type_name.clone())).collect(),
-        ..Side::default()
-    };
-    let counts = (removed.len() as f64, added.len() as f64);
-    let candidates: Vec<(&Table, &Table)> = removed.iter().flat_map(|old| added.iter().map(move |new| (old, new))).collect();
-    let pairs: Vec<Pair> =
-        candidates.iter().map(|(old, new)| Pair { old: as_side(old), new: as_side(new), counts, ..Pair::default() }).collect();
-    let scores = model.same_tables(&pairs);
-    let names: Vec<(String, String)> = candidates.iter().map(|(old, new)| (old.plain(), new.plain())).collect();
-    let rated: Vec<(&str, &str, f64)> = names.iter().zip(&scores).map(|((old, new), p)| (old.as_str(), new.as_str(), *p)).collect();
-    let mut twins: Vec<(&Table, &Table, f64)> =
-        assign(&rated, model.t2_tables.threshold).into_iter().map(|at| (candidates[at].0, candidates[at].1, scores[at])).collect();
-    twins.extend(ours.iter().filter_map(|table| Some((table, theirs.iter().find(|twin| twin.plain() == table.plain())?, 1.0))));
-    let mut rules: Vec<(Rule, f64)> = twins.into_iter().filter_map(|(old, new, p)| columns_of(model, old, new, p)).collect();
-    rules.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.source.cmp(&b.0.source)));
-    rules
-}
-
-/// The rule for two tables that belong together; `None`: nothing differs in name.
-fn columns_of(model: &Model, old: &Table, new: &Table, confidence: f64) -> Option<(Rule, f64)> {
-    let lonely = |one: &Table, other: &Table| -> Vec<Side> {
-        let columns = one.columns.iter().enumerate().filter(|(_, column)| other.column(&column.name).is_none());
-        columns.map(|(at, column)| side(one, column, at)).collect()
-    };
-    let (removed, added) = (lonely(old, new), lonely(new, old));
-    let kept: Vec<String> =
-        old.columns.iter().filter(|column| new.column(&column.name).is_some()).map(|column| column.name.clone()).collect();
-    let pair = |old: &Side, new: &Side| Pair {
-        old: old.clone(),
-        new: new.clone(),
-        counts: (removed.len() as f64, added.len() as f64),
-        kept: kept.clone(),
-        ..Pair::default()
-    };
-    let pairs: Vec<Pair> = removed.iter().flat_map(|old| added.iter().map(|new| pair(old, new)).collect::<Vec<_>>()).collect();
-    let scores = model.same_columns(&pairs, false);
-    let rated: Vec<(&str, &str, f64)> =
-        pairs.iter().zip(&scores).map(|(pair, p)| (pair.old.name.as_str(), pair.new.name.as_str(), *p)).collect();
-    let chosen = assign(&rated, model.t2_columns.threshold);
-    let renamed = (old.schema.as_str(), old.name.as_str()) != (new.schema.as_str(), new.name.as_str());
-    if chosen.is_empty() && !renamed {
-        return None;
-    }
-    let rule = Rule {
-        source: old.plain(),
-        shadow: if renamed { new.plain() } else { String::new() },
-        left_out: false,
-        columns: chosen.iter().map(|at| (rated[*at].0.to_owned(), rated[*at].1.to_owned())).collect(),
-    };
-    Some((rule, chosen.iter().map(|at| scores[*at]).fold(confidence, f64::min)))
 }
 
 #[cfg(test)]
@@ -420,7 +401,7 @@ mod tests {
         for (rules, shadow, reason) in [
             (vec![Rule { source: "nowhere".into(), ..Rule::default() }], &shadow, "nowhere"),
             (vec![rule(&[]), rule(&[])], &shadow, "twice"),
-            (vec![Rule { shadow: "crm.nobody".into(), ..rule(&[]) }], &shadow, "does not have: create it"),
+            (vec![Rule { shadow: "crm.nobody".into(), ..rule(&[]) }], &shadow, "does not have (there are: crm.person): create it"),
             (vec![rule(&[("nothing", "name")])], &shadow, "public.users.nothing"),
             (vec![rule(&[("full_name", "nothing")])], &shadow, "to nothing"),
             (vec![rule(&[("id", "")])], &shadow, "primary key"),
