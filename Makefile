@@ -5,7 +5,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # Enough cases to find what a change breaks, few enough to wait for; raise it for a long run.
 export PROPTEST_CASES ?= 64
 
-.PHONY: help setup setup-demo build demo pauses bench-proxy bench-micro bench-feed test test-drivers format lint unit docs clean
+.PHONY: help setup setup-demo build demo pauses bench-proxy bench-micro bench-feed crash-feed test test-drivers format lint unit docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ bench-micro: ## framing, classification, bookkeeping, comparison
 
 bench-feed: setup-demo ## copy, catch-up and live lag against pg_dump, pgcopydb and a native subscription (BENCH_ARGS="parts=catchup rounds=1")
 	@cargo bench --locked --quiet --bench feed -- $(BENCH_ARGS)
+
+crash-feed: setup ## kill feed, source and shadow at random moments, compare every row (ROUNDS=300 SEED=…)
+	@UNDERSTUDY_ROUNDS=$(or $(ROUNDS),300) $(if $(SEED),UNDERSTUDY_SEED=$(SEED)) \
+		cargo test --locked --quiet --test feed_crash -- --nocapture
 
 test: setup format lint unit docs ## what CI runs: format, lint, all tests, documentation
 	@echo "== all passed"

@@ -29,7 +29,7 @@ fn spec(from: &Server, to: &Server, database: &str, direction: Direction) -> Fee
         direction,
         from: from.url(database),
         to: to.url(database),
-        copy_workers: 2,
+        copy: understudy::config::CopyConfig::default(),
     }
 }
 

@@ -78,7 +78,7 @@ async fn everything_of_a_database_is_copied() {
     let (owner, follower) = (old.create("world").await, new.create("world").await);
     owner.batch_execute(WORLD).await.unwrap();
     let mut spec = spec(&old, &new, "world");
-    spec.copy_workers = 4;
+    spec.copy.workers = 4;
     let repository = Repository::in_memory().unwrap();
     let feed = start(&spec, Start::Copy, &repository);
     streaming(&feed).await;
@@ -246,7 +246,7 @@ async fn what_the_owner_rewrites_during_the_copy_is_not_lost() {
     owner.batch_execute(&ddl).await.unwrap();
     let mut spec = spec(&old, &new, "rewritten");
     // One worker: the small ones come behind the big one.
-    spec.copy_workers = 1;
+    spec.copy.workers = 1;
     let repository = Repository::in_memory().unwrap();
     let feed = start(&spec, Start::Copy, &repository);
     eventually("copying", async || feed.state().copy.rows > 0).await;
@@ -321,32 +321,49 @@ async fn an_idle_database_holds_nothing_back() {
     cdc::disarm(&spec).await.unwrap();
 }
 
-/// 13 has no logical messages: it can follow, and is told why it cannot be followed.
+/// 13 has no logical messages: what they say is rows there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn thirteen_can_follow_only() {
-    let (old, new) = (Server::start(13, ""), Server::start(15, ""));
-    let (thirteen, fifteen) = (old.create("thirteen").await, new.create("thirteen").await);
+async fn thirteen_owns_and_follows() {
+    let (thirteen, eighteen) = (Server::start(13, ""), Server::start(18, ""));
     let repository = Repository::in_memory().unwrap();
-    let refused = start(&spec(&old, &new, "thirteen"), Start::Copy, &repository);
-    eventually("refusing", async || refused.state().state.starts_with("failed")).await;
-    assert!(refused.state().state.contains("upgrade it to 14 first"), "{}", refused.state().state);
-    refused.stop().await;
-    fifteen
-        .batch_execute(
-            "CREATE TABLE t (id integer PRIMARY KEY, v text, n numeric, a integer[], j jsonb, d date);
-             INSERT INTO t SELECT g, md5(g::text), g / 7.0, ARRAY[g, NULL], jsonb_build_object('g', g), '2020-01-01' FROM generate_series(1, 3000) g",
-        )
-        .await
-        .unwrap();
-    let spec = spec(&new, &old, "thirteen");
-    let feed = start(&spec, Start::Copy, &repository);
-    streaming(&feed).await;
-    fifteen
-        .batch_execute("UPDATE t SET v = v || 'x' WHERE id % 3 = 0; ALTER TABLE t ADD COLUMN w timestamptz DEFAULT now(); INSERT INTO t (id) VALUES (0); DELETE FROM t WHERE id % 5 = 0")
-        .await
-        .unwrap();
-    released(&feed, &fifteen, &repository).await;
-    assert_equal(&fifteen, &thirteen, "on 13").await;
-    feed.stop().await;
-    cdc::disarm(&spec).await.unwrap();
+    for (from, to, database) in [(&thirteen, &eighteen, "older"), (&eighteen, &thirteen, "newer")] {
+        let (owner, follower) = (from.create(database).await, to.create(database).await);
+        owner
+            .batch_execute(
+                "CREATE TABLE t (id integer PRIMARY KEY, v text, n numeric, a integer[], j jsonb, d date);
+                 INSERT INTO t SELECT g, md5(g::text), g / 7.0, ARRAY[g, NULL], jsonb_build_object('g', g), '2020-01-01' FROM generate_series(1, 3000) g;
+                 CREATE TABLE p (id integer, at integer, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);
+                 CREATE TABLE p_1 PARTITION OF p FOR VALUES FROM (0) TO (10); CREATE TABLE p_2 PARTITION OF p FOR VALUES FROM (10) TO (20);
+                 INSERT INTO p SELECT g, g % 20 FROM generate_series(1, 100) g; CREATE TABLE keyless (a integer)",
+            )
+            .await
+            .unwrap();
+        let spec = spec(from, to, database);
+        let mut feed = start(&spec, Start::Copy, &repository);
+        streaming(&feed).await;
+        for round in 0..3 {
+            owner
+                .batch_execute(&format!(
+                    "BEGIN; INSERT INTO t (id) VALUES (-{round}); ALTER TABLE t ADD COLUMN w{round} timestamptz DEFAULT now();
+                     INSERT INTO t (id, w{round}) VALUES (100000 + {round}, '2020-01-01'); COMMIT;
+                     UPDATE t SET v = v || 'x' WHERE id % 3 = 0; DELETE FROM t WHERE id % 5 = {round};
+                     ALTER TABLE t ADD COLUMN r{round} double precision DEFAULT random(); UPDATE p SET at = 15 WHERE at = {round};
+                     CREATE TABLE born{round} (id integer PRIMARY KEY); INSERT INTO born{round} VALUES (1); INSERT INTO keyless VALUES ({round})"
+                ))
+                .await
+                .unwrap();
+            if round == 1 {
+                drop(feed);
+                feed = start(&spec, Start::Copy, &repository);
+            }
+        }
+        let marker = cdc::emit_marker(&owner, "here").await.unwrap();
+        assert!(feed.wait_marker("here", play::PATIENCE).await.unwrap() >= marker);
+        released(&feed, &owner, &repository).await;
+        assert_equal(&owner, &follower, database).await;
+        assert_eq!(feed.state().findings, 0, "{:?}", feed.state());
+        feed.stop().await;
+        cdc::disarm(&spec).await.unwrap();
+        assert_eq!(cdc::leftovers(&spec.from).await.unwrap(), Vec::<String>::new());
+    }
 }

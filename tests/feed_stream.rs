@@ -224,7 +224,7 @@ async fn a_failover_that_lost_commits_is_noticed() {
     feed = start(&spec, Start::Resume, &repository, &Fault::default());
     eventually("noticing what was lost", async || feed.state().state.starts_with("failed")).await;
     let state = feed.state().state;
-    assert!(state.contains("failed over (timeline 3 after 2)") && state.contains("must be copied again"), "{state}");
+    assert!(state.contains("failed over (timeline 3 after 2)") && state.contains("SHADOW RESYNC"), "{state}");
     assert_eq!(digest(&follower, "t").await.0, 3);
     feed.stop().await;
 }

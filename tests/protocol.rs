@@ -3,17 +3,19 @@
 //!
 //! | point | where |
 //! |---|---|
-//! | 1 bytes behind an SSLRequest | with TLS: the room that ends it; without: they are the start-up packet |
+//! | 1 bytes behind an SSLRequest | `encryption`, `tests/tls.rs` (`stuffed`) |
 //! | 2 GSSENC and SSL in any order | `encryption` |
-//! | 3 direct TLS | the room that ends TLS |
-//! | 4 protocol 3.2 and `_pq_` options, 5 start-up packets | `start_up`, diff |
-//! | 6 CancelRequest | `cancels`, `tests/proxy.rs` |
-//! | 7 leaving after `N`, 8 health checks | `encryption` |
+//! | 3 direct TLS | `tests/tls.rs` (`direct`) |
+//! | 4 protocol 3.2 and `_pq_` options | `start_up`, `tests/auth.rs` (`protocol_versions`: relayed and ended, 15 and 18) |
+//! | 5 start-up packets | `start_up`, diff; `tests/auth.rs` (a search_path does not reach the auth query) |
+//! | 6 CancelRequest | `cancels`, `tests/proxy.rs`, `tests/tls.rs` (`cancel`), `tests/auth.rs` (long keys) |
+//! | 7 leaving after `N`, with and without close_notify, by a reset | `encryption`, `tests/tls.rs` (`leaving`) |
+//! | 8 health checks | `encryption` |
 //! | 9 Unix sockets | towards servers only; clients connect by TCP |
-//! | 10 SASL variants | the room of authentication |
-//! | 11 refusals before authentication | `start_up`, `tests/proxy.rs` |
+//! | 10 SASL variants | `tests/auth.rs`, `tests/tls.rs` (`channel_binding`), `auth::scram`; hostile servers: `tests/protocol_fuzz.rs` |
+//! | 11 refusals before authentication, notices and settings during it | `start_up`, `tests/proxy.rs` |
 //! | 12 several statements, 13 empty queries | `simple`, diff; `sql::tests` (the strongest counts) |
-//! | 14 large messages, wrong lengths | `large`, `tests/bad_input.rs`, `tests/protocol_fuzz.rs` |
+//! | 14 large messages, wrong lengths | `large`, `tests/limits.rs` (1 GB; lengths), `tests/bad_input.rs`, `tests/protocol_fuzz.rs` |
 //! | 15 COPY in every way, COPY BOTH | `copy`, `replication`, diff |
 //! | 16 Flush is not Sync, 19 errors come at once | `flush`, diff (barriers) |
 //! | 17 error skips to Sync, 18 Query in a batch, 20 many Syncs | `pipelines`, `copy`, diff |
@@ -28,10 +30,10 @@
 //! | 34 notices and notifications | diff (peers), `tests/proxy.rs` (idle) |
 //! | 35 what pins | `pins`, `replication`, `session::conversation` |
 //! | 36 terminated backends | `endings`, `tests/proxy.rs`, diff |
-//! | 38 cancel races | `cancels` |
-//! | 39 cancel reaches the shadow | a copy is made of answered reads only; served reads: `session::serving` aims the key |
+//! | 38 cancel races | `cancels`; `tests/limits.rs` (no client let in any more, held at the gate), `tests/operations.rs` (two processes) |
+//! | 39 cancel reaches the shadow | `tests/limits.rs` (`served`); copies are made of answered statements only |
 //! | 40 back-pressure | `slow` |
-//! | 41 half-close | `endings`, diff |
+//! | 41 half-close; machines that vanish; TLS records | `endings`, diff; `tests/limits.rs` (`machines`), `net::tcp`; `tests/tls.rs` (`same_bytes`) |
 //! | 42 any split of the bytes | diff (pieces, single bytes), `start_up` |
 //! | 43 unknown messages | `endings`, diff; from servers: `session::conversation` |
 //! | 44 oids in comparisons | `traffic::answer` |

@@ -74,8 +74,8 @@ impl Bench {
         source.batch_execute(setup).await.unwrap();
         shadow.batch_execute(setup).await.unwrap();
         source.batch_execute(&format!("CREATE PUBLICATION {PUBLICATION}")).await.unwrap();
-        source.batch_execute(&capture::install_sql(PUBLICATION)).await.unwrap();
-        source.batch_execute(&capture::install_sql(PUBLICATION)).await.unwrap();
+        source.batch_execute(&capture::install_sql(PUBLICATION, capture::Way::Messages)).await.unwrap();
+        source.batch_execute(&capture::install_sql(PUBLICATION, capture::Way::Messages)).await.unwrap();
         let slot = format!("{name}_slot");
         source.query("SELECT pg_create_logical_replication_slot($1, 'test_decoding')", &[&slot]).await.unwrap();
         let repository = Repository::in_memory().unwrap();

@@ -38,6 +38,7 @@ async fn clients_come_over_tls() {
     section("old versions are refused", to_clients::old_versions(&stage)).await;
     section("answers are the same bytes", to_clients::same_bytes(&stage)).await;
     section("a cancel over TLS hits its backend", to_clients::cancel(&stage)).await;
+    section("leaving with a word and without", to_clients::leaving(&stage)).await;
     section("byte by byte, and half a handshake", to_clients::slow(&stage)).await;
     section("the console over TLS", to_clients::console(&stage)).await;
     section("new certificates without a restart", to_clients::replaced(&stage)).await;

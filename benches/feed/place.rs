@@ -140,7 +140,7 @@ impl Place {
             direction: Direction::Forward,
             from: url(&self.source, from),
             to: url(&self.target, to),
-            copy_workers: 2,
+            copy: understudy::config::CopyConfig::default(),
         }
     }
 }

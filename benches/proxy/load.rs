@@ -163,7 +163,7 @@ pub async fn bulk(target: &Target, server: &Server, kind: Bulk) -> Result<f64, S
     Ok((moved + received) as f64 / seconds)
 }
 
-/// Opens idle connections and returns the resident bytes that each adds.
+/// Opens connections, gives each a little to do, and returns the resident bytes that each adds when all are idle.
 pub async fn idle(target: &Target, server: &Server, clients: usize) -> Result<f64, String> {
     let pid = target.pid.ok_or("nothing to measure")?;
     let url = url(target, server);
@@ -174,6 +174,8 @@ pub async fn idle(target: &Target, server: &Server, clients: usize) -> Result<f6
             for _ in 0..number {
                 let mut connection = Connection::open(&url, &[]).await.map_err(|error| error.to_string())?;
                 connection.simple_query("SELECT 1").await.map_err(|error| error.to_string())?;
+                let rows = connection.query("SELECT repeat('x', $1::int)", &["3000"]).await;
+                rows.map_err(|error| error.to_string())?;
                 open.push(connection);
             }
             Ok::<_, String>(open)

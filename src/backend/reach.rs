@@ -7,15 +7,12 @@ use crate::{
     wire::frontend,
 };
 use bytes::BytesMut;
-use socket2::{SockRef, TcpKeepalive};
-use std::{io, time::Duration};
+use std::io;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UnixStream},
 };
 
-/// Silent connections to servers are probed after this time, so that firewalls keep them and dead ends are found.
-const KEEPALIVE: TcpKeepalive = TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10));
 /// SSLRequest: length and code.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
@@ -94,8 +91,7 @@ async fn socket(url: &ServerUrl) -> io::Result<Stream> {
         return UnixStream::connect(format!("{}/.s.PGSQL.{}", url.host, url.port)).await.map(Stream::Unix);
     }
     let stream = TcpStream::connect((url.host.as_str(), url.port)).await?;
-    stream.set_nodelay(true)?;
-    let _ = SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE); // a courtesy: the connection works without
+    net::tune(&stream, &url.tcp);
     Ok(Stream::Tcp(stream))
 }
 

@@ -60,6 +60,8 @@ pub(super) enum Command {
     Approve { proposal: Box<Proposal>, sql: Option<String>, who: String, reply: Reply<String> },
     /// Set the table it holds aside for good.
     Reject { proposal: Box<Proposal>, who: String, reply: Reply<()> },
+    /// What was spooled for a table does not fit it: copy its rows again.
+    CopyAgain { table: TableName, reply: Reply<()> },
     /// A table was copied again at a position: replay what was spooled behind it.
     Release { table: TableName, reply: Reply<()> },
 }

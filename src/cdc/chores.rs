@@ -5,16 +5,18 @@ use super::{
     CdcError,
     applier::Command,
     copy,
-    error::{Attempt, describe},
+    error::{Attempt, Blame, blame, describe},
     names::{ident, qualified},
     poll, sequences, session,
     shared::{HeldState, Shared, TableName, lock},
 };
 use crate::{
     lsn::Lsn,
-    metadata::{ProposalState, Severity},
+    metadata::{Proposal, ProposalState, Severity},
+    schema::{capture, plan::ddl},
 };
 use std::{
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -22,6 +24,7 @@ use std::{
     time::Duration,
 };
 use tokio::{sync::oneshot, task::JoinSet, time::sleep};
+use tokio_postgres::error::SqlState;
 
 /// How often the follower's progress is made durable and the owner told what it may forget.
 const CONFIRM_PERIOD: Duration = Duration::from_millis(500);
@@ -34,6 +37,9 @@ const HEARTBEAT_PERIOD: Duration = Duration::from_millis(20);
 
 /// How often chores are looked for when nobody says there are any.
 const CHORE_PERIOD: Duration = Duration::from_secs(5);
+
+/// Messages that are rows have been said as soon as they are committed.
+const FORGET_MESSAGES: &str = "DELETE FROM understudy.message WHERE id < (SELECT max(id) FROM understudy.message)";
 
 /// Before something that failed is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(2);
@@ -94,8 +100,12 @@ async fn keep_sequences_ahead(shared: Arc<Shared>) -> Result<(), CdcError> {
     let owner = session::connect(&shared.spec.from, "feed sequences").await?;
     let follower = session::connect_writer(&shared.spec.to, "feed sequences").await?;
     let mut warned = false;
+    let says_by_rows = capture::Way::of(session::version(&owner).await?) == capture::Way::Rows;
     loop {
         sleep(SEQUENCE_PERIOD).await;
+        if says_by_rows {
+            owner.batch_execute(FORGET_MESSAGES).await.attempt("forget old messages on the owner")?;
+        }
         if !shared.is_streaming() {
             continue;
         }
@@ -116,16 +126,28 @@ async fn keep_sequences_ahead(shared: Arc<Shared>) -> Result<(), CdcError> {
     }
 }
 
+/// How often statements are tried whose object is not there: a rename may not have been committed yet.
+const DEFERRED_ATTEMPTS: u32 = 4;
+
 /// Statements stored by the applier, such as CREATE INDEX CONCURRENTLY. Each is forgotten only when it is done or has failed.
 async fn run_deferred(shared: Arc<Shared>) -> Result<(), CdcError> {
     let follower = session::connect_writer(&shared.spec.to, "feed deferred").await?;
+    let mut attempts: HashMap<i64, u32> = HashMap::new();
     loop {
         let rows = follower
             .query("SELECT id, proposal, statements FROM understudy.deferred WHERE feed = $1 ORDER BY id", &[&shared.feed])
             .await
             .attempt("read stored statements")?;
+        let mut again = false;
         for row in &rows {
-            let (id, proposal, statements): (i64, i64, Vec<String>) = (row.get(0), row.get(1), row.get(2));
+            let (id, proposal, stored): (i64, i64, Vec<String>) = (row.get(0), row.get(1), row.get(2));
+            // Renames of the owner are followed there.
+            let revised = shared.repository.proposal(proposal).ok().filter(|one| one.state == ProposalState::Pending);
+            let statements = match revised {
+                Some(proposal) if proposal.draft.kind == "create_index" => as_it_is_now(&shared, proposal).await?,
+                Some(proposal) => proposal.draft.sql,
+                None => stored,
+            };
             let sql = statements.join(";\n");
             let mut result = Ok(());
             for statement in &statements {
@@ -135,12 +157,33 @@ async fn run_deferred(shared: Arc<Shared>) -> Result<(), CdcError> {
                 }
             }
             let (state, note) = match &result {
+                Ok(()) if dropped_meanwhile(&shared, proposal).await? => {
+                    undo_half(&shared, &follower, proposal).await;
+                    (ProposalState::Superseded, "the owner dropped or renamed it meanwhile".to_owned())
+                }
                 Ok(()) => (ProposalState::AutoApplied, String::new()),
                 Err(error) if follower.is_closed() => {
                     return Err(CdcError::Protocol(format!("the follower went away: {}", describe(error))));
                 }
+                Err(error) if is_missing(error) => {
+                    let tried = attempts.entry(id).or_default();
+                    *tried += 1;
+                    if *tried < DEFERRED_ATTEMPTS {
+                        again = true;
+                        continue;
+                    }
+                    (ProposalState::Superseded, describe(error))
+                }
+                Err(error) if blame(error) == Blame::Moment => {
+                    let data = serde_json::json!({"proposal": proposal, "reason": describe(error)});
+                    shared.event(Severity::Warning, "a statement that runs outside a transaction did not get through; tried again", data);
+                    undo_half(&shared, &follower, proposal).await;
+                    again = true;
+                    continue;
+                }
                 Err(error) => (ProposalState::Failed, describe(error)),
             };
+            attempts.remove(&id);
             follower.execute("DELETE FROM understudy.deferred WHERE id = $1", &[&id]).await.attempt("forget a stored statement")?;
             if let Err(error) = shared.repository.decide(proposal, state, "policy", &sql, &note) {
                 tracing::error!(%error, proposal, "cannot record the decision about a proposal");
@@ -153,9 +196,56 @@ async fn run_deferred(shared: Arc<Shared>) -> Result<(), CdcError> {
                 );
             }
         }
+        if again {
+            sleep(RETRY_PAUSE).await;
+            continue;
+        }
         tokio::select! {
             () = shared.chores_deferred.notified() => {}
             () = sleep(CHORE_PERIOD) => {}
+        }
+    }
+}
+
+/// The statements of an index with the definition that the owner's has now: columns may have been renamed meanwhile.
+async fn as_it_is_now(shared: &Shared, proposal: Proposal) -> Result<Vec<String>, CdcError> {
+    let known = shared.adapter.known().await?;
+    let undone = |name: &str| proposal.draft.undo.iter().any(|sql| sql.starts_with("DROP INDEX ") && sql.ends_with(name));
+    let found = known.tables.values().find_map(|table| {
+        let index = table.indexes.iter().find(|index| undone(&qualified(&table.schema, &index.name)))?;
+        Some(ddl::create_index(&index.def, table.kind == "p", true))
+    });
+    Ok(match found {
+        Some(now) => proposal
+            .draft
+            .sql
+            .into_iter()
+            .map(|sql| if sql.contains(" INDEX CONCURRENTLY IF NOT EXISTS ") { now.clone() } else { sql })
+            .collect(),
+        None => proposal.draft.sql,
+    })
+}
+
+fn is_missing(error: &tokio_postgres::Error) -> bool {
+    let missing = [SqlState::UNDEFINED_OBJECT, SqlState::UNDEFINED_TABLE, SqlState::UNDEFINED_COLUMN];
+    error.code().is_some_and(|code| missing.contains(code))
+}
+
+/// An index was built that the owner no longer has: when it was dropped there, there was nothing to drop here.
+async fn dropped_meanwhile(shared: &Shared, proposal: i64) -> Result<bool, CdcError> {
+    let Ok(proposal) = shared.repository.proposal(proposal) else { return Ok(false) };
+    let Some(undo) = proposal.draft.undo.iter().find(|sql| sql.starts_with("DROP INDEX ")) else { return Ok(false) };
+    let known = shared.adapter.known().await?;
+    let mut indexes = known.tables.values().flat_map(|table| table.indexes.iter().map(|index| qualified(&table.schema, &index.name)));
+    Ok(!indexes.any(|name| undo.ends_with(&name)))
+}
+
+/// An index that was not built to its end is in the way of the next attempt.
+async fn undo_half(shared: &Shared, follower: &tokio_postgres::Client, proposal: i64) {
+    let Ok(proposal) = shared.repository.proposal(proposal) else { return };
+    for sql in proposal.draft.undo.iter().filter(|sql| sql.starts_with("DROP INDEX ")) {
+        if let Err(error) = follower.batch_execute(sql).await {
+            tracing::debug!(%error, "an index that was not built to its end stays");
         }
     }
 }
@@ -200,15 +290,21 @@ async fn recopy(shared: &Shared, table: &TableName, asked: Lsn) -> Result<(), Cd
     let (consistent, snapshot) = copy::create_slot(shared, &owner, &mut exporter, version, &slot, true).await?;
     let reader = copy::import(shared, &snapshot, "recopy reader").await?;
     let name = qualified(&table.0, &table.1);
+    // The follower's name for it is the one of the stream's place; the owner may have renamed it since.
+    let known = shared.adapter.known().await?.tables.values().find(|t| (&t.schema, &t.name) == (&table.0, &table.1)).map(|t| t.oid);
     let columns = reader
         .query(
-            "SELECT a.attname::text, c.relkind = 'p' FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+            "SELECT a.attname::text, c.relkind = 'p', n.nspname::text, c.relname::text FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
              JOIN pg_namespace n ON n.oid = c.relnamespace
-             WHERE n.nspname = $1 AND c.relname = $2 AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum",
-            &[&table.0, &table.1],
+             WHERE CASE WHEN $3::int8 IS NULL THEN n.nspname = $1 AND c.relname = $2 ELSE c.oid::int8 = $3 END
+               AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum",
+            &[&table.0, &table.1, &known],
         )
         .await
         .attempt("read the table's columns")?;
+    if columns.first().is_some_and(|row| (row.get::<_, &str>(2), row.get::<_, &str>(3)) != (table.0.as_str(), table.1.as_str())) {
+        return Err(CdcError::Protocol("it was renamed on the owner; it is copied once the stream has brought that".into()));
+    }
     let list = columns.iter().map(|row| ident(row.get(0))).collect::<Vec<_>>().join(", ");
     let partitioned = columns.first().is_some_and(|first| first.get(1));
     let out = if partitioned { format!("COPY (SELECT {list} FROM {name}) TO STDOUT") } else { format!("COPY {name} ({list}) TO STDOUT") };

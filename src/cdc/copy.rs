@@ -45,13 +45,13 @@ const OPEN_WRITER_PERIOD: Duration = Duration::from_secs(5);
 const UNKNOWN_LABEL: &str = "22P02";
 
 /// What a copy needs all the time.
-struct Ends<'a> {
-    shared: &'a Shared,
+pub(super) struct Ends<'a> {
+    pub shared: &'a Shared,
     /// Session on the owner without a snapshot.
-    owner: Client,
-    follower: Client,
+    pub owner: Client,
+    pub follower: Client,
     /// `server_version_num` of owner and follower.
-    versions: (u32, u32),
+    pub versions: (u32, u32),
 }
 
 /// Makes the follower equal to the owner at one position, as far as its stream does not know better. Does nothing when that was done
@@ -101,7 +101,7 @@ pub(super) async fn run(shared: &Shared) -> Result<(), CdcError> {
 
 impl Ends<'_> {
     /// The slot still holds everything behind the copy's position.
-    async fn slot_holds(&self, consistent: Lsn) -> Result<bool, CdcError> {
+    pub(super) async fn slot_holds(&self, consistent: Lsn) -> Result<bool, CdcError> {
         let row = self
             .owner
             .query_opt(
@@ -137,7 +137,7 @@ impl Ends<'_> {
         shared.event(
             Severity::Info,
             "the copy began at one snapshot of the owner",
-            serde_json::json!({"lsn": consistent.to_string(), "workers": spec.copy_workers}),
+            serde_json::json!({"lsn": consistent.to_string(), "workers": spec.copy.workers}),
         );
         warn_of_what_stays_behind(shared, &keeper).await?;
         for problem in roles::copy(&keeper, follower).await? {
@@ -152,7 +152,7 @@ impl Ends<'_> {
         copy_objects::copy(shared, &keeper, follower).await?;
         shared.adapter.baseline(&keeper).await?;
         copy_schema::restore(shared, &dump::fit(&first, versions.1), &dump::fit(&second, versions.1), consistent).await?;
-        let plan = copy_plan::make(&keeper, feed, *versions, spec.copy_workers, &BTreeSet::new()).await?;
+        let plan = copy_plan::make(&keeper, Some(feed), *versions, spec.copy.workers, &BTreeSet::new()).await?;
         let left = self.copy_rows(&plan, &snapshot, 0).await?;
         self.set_aside(left, consistent, false).await?;
         drop(exporter);
@@ -176,7 +176,7 @@ impl Ends<'_> {
         let (again, snapshot) = create_slot(shared, owner, &mut exporter, versions.0, &slot, true).await?;
         let keeper = import(shared, &snapshot, "copy keeper").await?;
         let settled: BTreeSet<TableName> = whole.union(&aside).cloned().collect();
-        let mut plan = copy_plan::make(&keeper, &shared.feed, *versions, shared.spec.copy_workers, &settled).await?;
+        let mut plan = copy_plan::make(&keeper, Some(&shared.feed), *versions, shared.spec.copy.workers, &settled).await?;
         let mut left = LeftOut::new();
         for unit in &plan.units {
             if shape(&keeper, &unit.table).await? != shape(follower, &unit.table).await? {
@@ -215,7 +215,7 @@ impl Ends<'_> {
         Ok(ours.filter(|table| !theirs.contains(table) && !settled.contains(table)).collect())
     }
 
-    async fn copy_rows(&self, plan: &copy_plan::CopyPlan, snapshot: &str, before: u64) -> Result<LeftOut, CdcError> {
+    pub(super) async fn copy_rows(&self, plan: &copy_plan::CopyPlan, snapshot: &str, before: u64) -> Result<LeftOut, CdcError> {
         let copy = &self.shared.copy;
         copy.tables.store(plan.units.len() as u64 + before, Ordering::Relaxed);
         copy.tables_done.store(before, Ordering::Relaxed);
@@ -225,7 +225,7 @@ impl Ends<'_> {
 
     /// Tables that the copy had to leave out. Those that the owner changed meanwhile are copied again when the stream has brought
     /// the change; those that the follower refuses wait for a person. The others go on without them.
-    async fn set_aside(&self, left: LeftOut, since: Lsn, resumed: bool) -> Result<(), CdcError> {
+    pub(super) async fn set_aside(&self, left: LeftOut, since: Lsn, resumed: bool) -> Result<(), CdcError> {
         for (table, why) in left {
             match why {
                 Left::Changed(reason) => {
@@ -273,7 +273,7 @@ impl Ends<'_> {
         Ok(self.shared.repository.propose(&self.shared.spec.database, &self.shared.spec.shadow, &draft)?)
     }
 
-    async fn hold(
+    pub(super) async fn hold(
         &self,
         table: &TableName,
         state: HeldState,
@@ -328,7 +328,7 @@ impl Ends<'_> {
 }
 
 /// Columns of a table and of its partitions, as far as rows know them; `None`: it is not there.
-async fn shape(client: &Client, table: &TableName) -> Result<Option<String>, CdcError> {
+pub(super) async fn shape(client: &Client, table: &TableName) -> Result<Option<String>, CdcError> {
     let row = client
         .query_one(
             "SELECT string_agg(concat_ws(' ', l.oid::regclass, a.attname, format_type(a.atttypid, a.atttypmod), a.attgenerated), ',' ORDER BY l.oid::regclass::text, a.attname)
@@ -344,7 +344,7 @@ async fn shape(client: &Client, table: &TableName) -> Result<Option<String>, Cdc
 }
 
 /// Takes back what an interrupted copy made on the follower, and nothing else.
-async fn clean(shared: &Shared, follower: &Client) -> Result<(), CdcError> {
+pub(super) async fn clean(shared: &Shared, follower: &Client) -> Result<(), CdcError> {
     let made = follower
         .query(&format!("SELECT kind, ident FROM {SCHEMA}.copied_table WHERE feed = $1 ORDER BY id DESC"), &[&shared.feed])
         .await
@@ -364,7 +364,7 @@ async fn clean(shared: &Shared, follower: &Client) -> Result<(), CdcError> {
 }
 
 /// A follower that has tables of the same names is not ours to fill.
-async fn refuse_conflicts(shared: &Shared, owner: &Client, follower: &Client) -> Result<(), CdcError> {
+pub(super) async fn refuse_conflicts(shared: &Shared, owner: &Client, follower: &Client) -> Result<(), CdcError> {
     let mut conflicts = Vec::new();
     for table in install::user_tables(owner).await? {
         let name = qualified(&table.schema, &table.table);
@@ -459,7 +459,7 @@ pub(super) async fn import(shared: &Shared, snapshot: &str, role: &str) -> Resul
     Ok(client)
 }
 
-async fn warn_of_what_stays_behind(shared: &Shared, keeper: &Client) -> Result<(), CdcError> {
+pub(super) async fn warn_of_what_stays_behind(shared: &Shared, keeper: &Client) -> Result<(), CdcError> {
     let row = keeper
         .query_one(
             "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace

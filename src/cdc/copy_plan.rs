@@ -120,10 +120,10 @@ pub(super) async fn look(client: &Client, oid: u32) -> Result<Option<String>, Cd
     Ok(row.map(|row| row.get(0)))
 }
 
-/// Lists the tables of the feed as the snapshot of `keeper` sees them, without those in `done`.
+/// Lists the tables of the feed (`None`: every table that one would have) as the snapshot of `keeper` sees them, without those in `done`.
 pub(super) async fn make(
     keeper: &Client,
-    feed: &str,
+    feed: Option<&str>,
     versions: (u32, u32),
     workers: usize,
     done: &BTreeSet<TableName>,
@@ -147,11 +147,14 @@ pub(super) async fn make(
                          JOIN pg_namespace tn ON tn.oid = e.typnamespace
                          WHERE a.attrelid = l.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '')
                  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-                 JOIN pg_publication_rel p ON p.prrelid = c.oid JOIN pg_publication pub ON pub.oid = p.prpubid AND pub.pubname = $1
                  LEFT JOIN LATERAL (SELECT c.oid WHERE c.relkind = 'r'
                    UNION ALL SELECT t.relid FROM pg_partition_tree(c.oid) t WHERE t.isleaf AND c.relkind = 'p') x ON true
                  LEFT JOIN pg_class l ON l.oid = x.oid AND l.relkind = 'r' LEFT JOIN pg_namespace ln ON ln.oid = l.relnamespace
                  LEFT JOIN pg_am am ON am.oid = l.relam
+                 WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' AND n.nspname NOT IN ('information_schema', 'understudy')
+                   AND n.nspname !~ '^pg_' AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+                   AND ($1::text IS NULL OR EXISTS (SELECT FROM pg_publication_rel p JOIN pg_publication pub ON pub.oid = p.prpubid
+                        WHERE p.prrelid = c.oid AND pub.pubname = $1))
                  ORDER BY 1, 2, 3, 4",
                 LOOK.replace("c.", "l.")
             ),

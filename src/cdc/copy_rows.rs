@@ -65,7 +65,7 @@ pub(super) async fn run(shared: &Shared, owner: &Client, plan: &CopyPlan, snapsh
     };
     let empty = plan.units.iter().filter(|unit| unit.parts == 0).count() as u64;
     shared.copy.tables_done.fetch_add(empty, Ordering::Relaxed);
-    let workers = shared.spec.copy_workers.clamp(1, plan.parts.len().max(1));
+    let workers = shared.spec.copy.workers.clamp(1, plan.parts.len().max(1));
     let mut sessions = Vec::with_capacity(workers);
     for _ in 0..workers {
         sessions.push((reader(shared, snapshot).await?, session::connect_raw_writer(&shared.spec.to, "copy writer").await?));

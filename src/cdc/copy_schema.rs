@@ -93,7 +93,7 @@ pub(super) async fn build(shared: &Shared, follower: &Client) -> Result<(), CdcE
         .collect();
     let (preamble, entries) = dump::entries(&text);
     let todo: Vec<(i32, Entry<'_>)> = (0_i32..).zip(entries).filter(|(number, _)| !done.contains(number)).collect();
-    let workers = shared.spec.copy_workers.max(1);
+    let workers = shared.spec.copy.workers.max(1);
     let mut sessions = Vec::with_capacity(workers);
     for _ in 0..workers.min(todo.len().max(1)) {
         let client = session::connect_writer(&shared.spec.to, "copy schema").await?;
@@ -165,7 +165,7 @@ pub(super) async fn analyze(shared: &Shared, follower: &Client) -> Result<(), Cd
         .await
         .attempt("list the follower's tables")?;
     let queue = std::sync::Mutex::new(rows.iter().map(|row| qualified(row.get(0), row.get(1))).collect::<std::collections::VecDeque<_>>());
-    let workers = (0..shared.spec.copy_workers.clamp(1, rows.len().max(1))).map(|_| async {
+    let workers = (0..shared.spec.copy.workers.clamp(1, rows.len().max(1))).map(|_| async {
         let client = session::connect_writer(&shared.spec.to, "copy schema").await?;
         loop {
             let Some(table) = super::shared::lock(&queue).pop_front() else { return Ok::<(), CdcError>(()) };

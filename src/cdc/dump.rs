@@ -91,6 +91,8 @@ pub(super) fn fit(text: &str, target_version: u32) -> String {
         if number > 0 {
             out.push_str(ENTRY);
         }
+        let without = (kind == "TYPE" && target_version < MULTIRANGES).then(|| without_multirange(entry)).flatten();
+        let entry = without.as_deref().unwrap_or(entry);
         for line in entry.split_inclusive('\n') {
             let unknown_setting = number == 0 && target_version < 170_000 && line.starts_with("SET transaction_timeout");
             if line.starts_with("\\restrict ") || line.starts_with("\\unrestrict ") || unknown_setting {
@@ -114,6 +116,17 @@ pub(super) fn fit(text: &str, target_version: u32) -> String {
         }
     }
     out
+}
+
+/// The first version that makes a multirange with each range.
+const MULTIRANGES: u32 = 140_000;
+
+/// A range type as an older server makes it.
+fn without_multirange(entry: &str) -> Option<String> {
+    let (before, rest) = entry.split_once(",\n    multirange_type_name = ")?;
+    let end = rest.find('\n')?;
+    let (name, after) = rest.split_at(end);
+    Some(format!("{before}{}{after}", if name.ends_with(',') { "," } else { "" }))
 }
 
 /// One entry of pg_dump's text output.
@@ -189,6 +202,19 @@ mod tests {
                 ("t f", "FK CONSTRAINT", None, false, false),
             ]
         );
+    }
+
+    #[test]
+    fn an_older_server_gets_ranges_without_multiranges() {
+        let text = |more: &str| {
+            format!(
+                "SET a = 1;\n{ENTRY}span; Type: TYPE; Schema: s; Owner: o\n--\n\nCREATE TYPE s.span AS RANGE (\n    subtype = integer{more}\n);\n"
+            )
+        };
+        let with = text(",\n    multirange_type_name = s.m,\n    subtype_diff = d");
+        assert_eq!(fit(&with, 130_000), text(",\n    subtype_diff = d"));
+        assert_eq!(fit(&text(",\n    multirange_type_name = s.m"), 130_000), text(""));
+        assert_eq!(fit(&with, 140_000), with);
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! What can go wrong in this room, whose fault it is and whether trying again helps.
 
 use super::pgoutput::DecodeError;
-use crate::{backend::BackendError, lsn::Lsn, metadata::MetadataError, schema::SchemaError, wire::backend::ErrorFields};
+use crate::{
+    backend::BackendError, lsn::Lsn, metadata::MetadataError, schema::SchemaError, validate::ValidateError, wire::backend::ErrorFields,
+};
 use std::time::Duration;
 use tokio_postgres::error::{DbError, SqlState};
 
@@ -65,6 +67,9 @@ pub enum CdcError {
     /// From the metadata repository.
     #[error(transparent)]
     Metadata(#[from] MetadataError),
+    /// Comparing both sides failed.
+    #[error("comparison: {0}")]
+    Compare(#[from] ValidateError),
     /// From the Schema Adaptation Engine.
     #[error("schema adaptation: {0}")]
     Schema(#[from] SchemaError),
@@ -87,6 +92,7 @@ impl CdcError {
             | CdcError::Beyond { .. }
             | CdcError::Stopped(_)
             | CdcError::Metadata(_)
+            | CdcError::Compare(_)
             | CdcError::Schema(_) => false,
         }
     }

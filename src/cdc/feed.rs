@@ -5,7 +5,9 @@ use super::{
     applier::{Applier, Command, StartPoint},
     chores, copy,
     error::Attempt,
-    guard, install, owner as identity, session,
+    guard, install,
+    mirror::{self, Boundary},
+    owner as identity, resync, session,
     shared::{Phase, Shared, lock},
     stream,
 };
@@ -48,6 +50,8 @@ const PATIENCE: Duration = Duration::from_millis(10);
 pub enum Start {
     /// Install, copy, stream. Goes on streaming if the copy had finished or was never needed ([`super::arm_behind`]); takes back and repeats one that had not.
     Copy,
+    /// The feed has lost its place: compare both sides, write what differs, and stream from a new slot. Goes on streaming once that is done.
+    Resync,
     /// Go on from the stored progress, or from the marker of [`super::arm_behind`].
     Resume,
     /// The slot was made by [`super::arm`] and the follower equals the owner at the transaction with this marker: everything before
@@ -105,6 +109,31 @@ impl Feed {
         let shared = Arc::new(Shared::new(spec, adapter, repository, fault, commands));
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(supervise(Arc::clone(&shared), start, receiver, stopped));
+        Feed { inner: Arc::new(Inner { shared, stop, task: Mutex::new(Some(task)) }) }
+    }
+
+    /// Copies without a slot and has mirrored writes follow; returns at once. The writes are run by `traffic`.
+    pub fn start_mirrored(spec: FeedSpec, boundary: Arc<dyn Boundary>, adapter: Arc<Adapter>, repository: Repository) -> Feed {
+        let (commands, mut receiver) = mpsc::channel(COMMANDS_MAX);
+        let shared = Arc::new(Shared::new(spec, adapter, repository, Fault::default(), commands));
+        let (stop, mut stopped) = watch::channel(false);
+        let worker = Arc::clone(&shared);
+        let task = tokio::spawn(async move {
+            let work = async {
+                if let Err(error) = mirror::run(&worker, &boundary).await {
+                    fail(&worker, &error);
+                }
+                // Nothing is asked of it that a feed with a stream would do.
+                receiver.close();
+                while receiver.try_recv().is_ok() {}
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                () = work => {}
+                _ = stopped.wait_for(|stop| *stop) => {}
+            }
+            worker.set_phase(Phase::Stopped);
+        });
         Feed { inner: Arc::new(Inner { shared, stop, task: Mutex::new(Some(task)) }) }
     }
 
@@ -217,7 +246,13 @@ impl Feed {
             match phase {
                 Phase::Failed(why) => return Err(CdcError::Stopped(why)),
                 Phase::Stopped => return Err(CdcError::Stopped("it was told to stop".into())),
-                Phase::Starting | Phase::Copying | Phase::CatchingUp | Phase::Streaming | Phase::Retrying(_) => {}
+                Phase::Starting
+                | Phase::Copying
+                | Phase::Resyncing
+                | Phase::CatchingUp
+                | Phase::Streaming
+                | Phase::Mirroring
+                | Phase::Retrying(_) => {}
             }
             let now = tokio::time::Instant::now();
             if now >= deadline {
@@ -256,6 +291,16 @@ impl Feed {
     /// A statement that must not run in a transaction has a session of its own; the feed goes on beside it.
     async fn approve_outside(&self, proposal: &Proposal, sql: Option<&str>, who: &str) -> Result<String, CdcError> {
         let follower = session::connect_writer(&self.shared().spec.to, "approval").await?;
+        let waiting = follower
+            .query_opt("SELECT FROM understudy.deferred WHERE feed = $1 AND proposal = $2", &[&self.shared().feed, &proposal.id])
+            .await
+            .attempt("look at stored statements")?;
+        if waiting.is_some() {
+            return Err(CdcError::Protocol(format!(
+                "the statements of proposal {} are being run by policy already: wait for their end",
+                proposal.id
+            )));
+        }
         let statements = sql.map_or_else(|| proposal.draft.sql.clone(), |sql| vec![sql.to_owned()]);
         if sql.is_some() {
             follower.batch_execute("SET search_path TO DEFAULT").await.attempt("set up a session")?;
@@ -300,10 +345,11 @@ impl Feed {
 /// Keeps a feed going until it is told to stop or a person is needed.
 async fn supervise(shared: Arc<Shared>, start: Start, mut commands: mpsc::Receiver<Command>, mut stopped: watch::Receiver<bool>) {
     let work = async {
-        let (mut backoff, mut baseline) = (BACKOFF_MIN, start != Start::Copy);
+        let (mut backoff, mut baseline) = (BACKOFF_MIN, !matches!(start, Start::Copy | Start::Resync));
+        let mut resync = start == Start::Resync;
         loop {
             let began = Instant::now();
-            let Err(error) = stream_once(&shared, &start, &mut baseline, &mut commands).await;
+            let Err(error) = stream_once(&shared, &start, &mut baseline, &mut resync, &mut commands).await;
             shared.connected.store(false, Ordering::Release);
             shared.in_flight.reset(Lsn::ZERO);
             if error.is_permanent() {
@@ -376,7 +422,7 @@ async fn await_primary(spec: &FeedSpec) -> Result<(), CdcError> {
 
 /// Takes the lock that a feed's applier holds for as long as its session lives. What an applier that was killed had sent
 /// may still be committed by its backend: progress is read only when that backend is gone.
-async fn await_predecessor(follower: &tokio_postgres::Client, feed: &str) -> Result<(), CdcError> {
+pub(super) async fn await_predecessor(follower: &tokio_postgres::Client, feed: &str) -> Result<(), CdcError> {
     let deadline = tokio::time::Instant::now() + PREDECESSOR_TIMEOUT;
     loop {
         let row = follower
@@ -434,11 +480,15 @@ async fn stream_once(
     shared: &Arc<Shared>,
     start: &Start,
     baseline: &mut bool,
+    resync: &mut bool,
     commands: &mut mpsc::Receiver<Command>,
 ) -> Result<std::convert::Infallible, CdcError> {
     let spec = &shared.spec;
     await_primary(spec).await?;
-    if *start == Start::Copy {
+    if *resync || resync::is_under_way(shared).await? {
+        resync::run(shared).await?;
+        *resync = false;
+    } else if *start == Start::Copy {
         copy::run(shared).await?;
     }
     let follower = session::connect_writer(&spec.to, "applier").await?;
@@ -452,7 +502,7 @@ async fn stream_once(
     let marker = match (start, &progress) {
         (Start::AfterMarker(id), None) => Some(id.clone()),
         (_, None) if awaited.is_some() => awaited,
-        (Start::Resume, None) => {
+        (Start::Resume | Start::Resync, None) => {
             return Err(CdcError::Setup(format!(
                 "{} holds no progress of the feed {}: it was never copied, or its database was replaced. Start the feed with a copy",
                 spec.to, shared.feed
@@ -461,7 +511,7 @@ async fn stream_once(
         _ => None,
     };
     let end = progress.as_ref().map_or(Lsn::ZERO, |progress| progress.end);
-    let moved = identity::check(&spec.from, &follower, &shared.feed, end).await?;
+    let moved = identity::check(&spec.from, &follower, &shared.feed, &spec.shadow, end).await?;
     check_slot(shared, &owner, progress.as_ref(), moved).await?;
     if moved {
         let data = serde_json::json!({"feed": shared.feed, "lsn": end.to_string()});
@@ -511,7 +561,7 @@ fn remembered(shared: &Shared) -> Result<bool, CdcError> {
 /// The slot must be there, usable, and not ahead of what the follower has.
 async fn check_slot(shared: &Shared, owner: &tokio_postgres::Client, progress: Option<&Progress>, moved: bool) -> Result<(), CdcError> {
     let feed = &shared.feed;
-    let again = "changes are lost, so the shadow must be copied again: give it an empty database and start the feed with a copy";
+    let again = format!("changes are lost. {}", identity::again(&shared.spec.shadow));
     let row = owner
         .query_opt(
             "SELECT coalesce(confirmed_flush_lsn, '0/0')::text, coalesce(wal_status, ''), plugin::text, database = current_database()

@@ -97,8 +97,8 @@ fn tell(shared: &Shared, strain: Strain, cost: &Cost) {
              before the disk is full"
         }
         Strain::NearlyLost => {
-            "the feed's slot is about to be lost, or is (max_slot_wal_keep_size on the owner): raise that limit, or the shadow must be \
-             copied again"
+            "the feed's slot is about to be lost, or is (max_slot_wal_keep_size on the owner): raise that limit; a slot that \
+             is lost needs SHADOW RESYNC"
         }
         Strain::CatalogAge => {
             "the feed's slot has kept the owner's catalogs from being vacuumed for long: let the feed get on, or end it (SHADOW STOP)"

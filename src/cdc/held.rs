@@ -7,7 +7,7 @@ use super::{
     batch::Pending,
     error::{Attempt, Blame, blame, describe},
     names::qualified,
-    pgoutput::{Message, encode_truncate},
+    pgoutput::{Message, Relation, encode_truncate},
     plan::Plan,
     rows::Outcome,
     session,
@@ -16,36 +16,16 @@ use super::{
 use crate::{
     lsn::Lsn,
     metadata::{Proposal, ProposalDraft, ProposalState, Severity},
+    schema::{quote::parse_object, renames::Rename},
 };
 use bytes::Bytes;
 use std::{collections::HashMap, sync::Arc};
 
 /// Kind of the proposals that this room makes itself: a table that cannot take its rows.
-const HELD_KIND: &str = "held_table";
+pub(super) const HELD_KIND: &str = "held_table";
 
 /// Spooled changes read at a time.
 const REPLAY_ROWS: i64 = 1_000;
-
-/// Splits `schema.table`, each part perhaps quoted.
-pub(super) fn parse_object(object: &str) -> Option<TableName> {
-    let mut parts = vec![String::new()];
-    let (mut quoted, mut chars) = (false, object.chars().peekable());
-    while let Some(c) = chars.next() {
-        match c {
-            '"' if quoted && chars.peek() == Some(&'"') => {
-                chars.next();
-                parts.last_mut()?.push('"');
-            }
-            '"' => quoted = !quoted,
-            '.' if !quoted => parts.push(String::new()),
-            c => parts.last_mut()?.push(c),
-        }
-    }
-    match <[String; 2]>::try_from(parts) {
-        Ok([schema, table]) if !quoted && !schema.is_empty() && !table.is_empty() => Some((schema, table)),
-        _ => None,
-    }
-}
 
 impl Applier {
     pub(super) fn decide(&self, id: i64, state: ProposalState, by: &str, sql: &str, note: &str) {
@@ -78,7 +58,10 @@ impl Applier {
         };
         for (id, statements) in adaptation.run_now {
             match self.run_in_savepoint(&statements).await? {
-                Ok(()) => group.decided.push((id, statements.join(";\n"))),
+                Ok(()) => {
+                    self.statements_ran(&statements).await?;
+                    group.decided.push((id, statements.join(";\n")));
+                }
                 Err(reason) => self.adaptation_failed(group, id, &statements, &reason).await?,
             }
         }
@@ -310,6 +293,11 @@ impl Applier {
                 let result = self.settle(result).await?;
                 let _ = reply.send(result);
             }
+            Command::CopyAgain { table, reply } => {
+                let result = self.copy_again(&table).await;
+                let result = self.settle(result).await?;
+                let _ = reply.send(result);
+            }
             Command::Release { table, reply } => {
                 let result = self.release(&table).await;
                 let result = self.settle(result).await?;
@@ -343,13 +331,23 @@ impl Applier {
         if sql.is_some() {
             self.client.batch_execute("SET LOCAL search_path TO DEFAULT").await.attempt("set up a session")?;
         }
+        let before = self.awaited_tables().await?;
         for statement in &statements {
             self.client.batch_execute(statement).await.attempt(&run)?;
         }
         self.client.batch_execute("SET LOCAL search_path TO pg_catalog").await.attempt("set up a session")?;
         self.forget_plans();
+        let mut moved = before;
+        for rename in statements.iter().filter_map(|sql| Rename::parse(sql)) {
+            self.renamed(&rename).await?;
+            moved = moved.into_iter().map(|table| rename.of(&table).unwrap_or(table)).collect();
+        }
+        let there = self.awaited_tables().await?;
+        let gone: Vec<TableName> = moved.into_iter().filter(|table| !there.contains(table)).collect();
+        self.forget_spools(&gone).await?;
         let tables: Vec<TableName> = lock(&self.shared.held)
             .iter()
+            .filter(|(table, _)| !gone.contains(table))
             .filter(|(_, held)| held.proposal == proposal.id && matches!(held.state, HeldState::Waiting | HeldState::Rejected))
             .map(|(table, _)| table.clone())
             .collect();
@@ -357,13 +355,7 @@ impl Applier {
         let (again, tables): (Vec<TableName>, Vec<TableName>) =
             tables.into_iter().partition(|table| lock(&self.shared.held).get(table).is_some_and(|held| held.recopy));
         for table in &again {
-            self.client
-                .execute(
-                    "UPDATE understudy.held_table SET state = 'recopy' WHERE feed = $1 AND schema_name = $2 AND table_name = $3",
-                    &[&self.shared.feed, &table.0, &table.1],
-                )
-                .await
-                .attempt("have a table copied again")?;
+            self.ask_for_copy(table, Some(HeldState::Recopy)).await?;
         }
         let mut replayed = 0;
         for table in &tables {
@@ -371,11 +363,9 @@ impl Applier {
         }
         self.client.batch_execute("COMMIT").await.attempt("commit on the follower")?;
         self.let_go(&tables);
-        for table in &again {
-            if let Some(held) = lock(&self.shared.held).get_mut(table) {
-                held.state = HeldState::Recopy;
-            }
-        }
+        self.let_go(&gone);
+        self.supersede(&gone, proposal.id)?;
+        self.shared.adapter.rebase_pending(&statements)?;
         if !again.is_empty() {
             self.shared.chores.notify_one();
         }
@@ -447,7 +437,7 @@ impl Applier {
     /// Applies what was spooled for a table by transactions whose commit record lies at or behind `since`, and forgets the spool
     /// and the hold, all in the open transaction. A change that still does not fit is an error: nothing is lost, all stays held.
     async fn replay(&mut self, table: &TableName, since: Lsn) -> Result<u64, CdcError> {
-        let (mut shapes, mut position, mut count) = (HashMap::<u32, Arc<Plan>>::new(), 0_i64, 0_u64);
+        let (mut shapes, mut position, mut count) = (HashMap::<u32, Shape>::new(), 0_i64, 0_u64);
         loop {
             let rows = self
                 .client
@@ -464,9 +454,8 @@ impl Applier {
                 let message = Message::decode(&Bytes::copy_from_slice(row.get(2)))?;
                 match &message {
                     Message::Relation(relation) => {
-                        let target = self.target_table(table).await?;
-                        let plan = Plan::new(relation, target.as_ref()).map_err(|misfit| still_unfit(table, &misfit.to_string()))?;
-                        shapes.insert(relation.oid, Arc::new(plan));
+                        // Looked at when a row needs it: rows that the copy has already may have a shape that the table has lost.
+                        shapes.insert(relation.oid, Shape::Sent(relation.clone()));
                     }
                     Message::Truncate { restart_identity, .. } if commit >= since => {
                         let restart = if *restart_identity { " RESTART IDENTITY" } else { "" };
@@ -477,10 +466,17 @@ impl Applier {
                     Message::Insert { relation, .. } | Message::Update { relation, .. } | Message::Delete { relation, .. }
                         if commit >= since =>
                     {
-                        let plan = shapes
-                            .get(relation)
-                            .cloned()
-                            .ok_or_else(|| CdcError::Protocol("a spooled change of a table that was not described".into()))?;
+                        let missing = || CdcError::Protocol("a spooled change of a table that was not described".into());
+                        let plan = match shapes.get(relation).ok_or_else(missing)? {
+                            Shape::Planned(plan) => Arc::clone(plan),
+                            Shape::Sent(sent) => {
+                                let target = self.target_table(table).await?;
+                                let plan = Plan::new(sent, target.as_ref()).map_err(|misfit| still_unfit(table, &misfit.to_string()))?;
+                                let plan = Arc::new(plan);
+                                shapes.insert(*relation, Shape::Planned(Arc::clone(&plan)));
+                                plan
+                            }
+                        };
                         if let Outcome::Unfit(reason) = self.careful(&plan, &message).await? {
                             return Err(still_unfit(table, &reason));
                         }
@@ -506,31 +502,16 @@ impl Applier {
     }
 }
 
+/// A relation of the spool.
+enum Shape {
+    Sent(Relation),
+    Planned(Arc<Plan>),
+}
+
 fn still_unfit(table: &TableName, reason: &str) -> CdcError {
     CdcError::Setup(format!(
         "the changes spooled for {}.{} still do not fit: {reason}. Nothing was changed and the table stays set aside; approve with other \
          statements",
         table.0, table.1
     ))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reads_object_names() {
-        let some = |schema: &str, table: &str| Some((schema.to_owned(), table.to_owned()));
-        for (text, expected) in [
-            ("public.orders", some("public", "orders")),
-            ("\"a.b\".\"c\"\"d\"", some("a.b", "c\"d")),
-            ("größe.ü", some("größe", "ü")),
-            ("orders", None),
-            ("a.b.c", None),
-            ("\"a.b", None),
-            (".b", None),
-        ] {
-            assert_eq!(parse_object(text), expected, "{text}");
-        }
-    }
 }

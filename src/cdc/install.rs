@@ -10,7 +10,11 @@ use super::{
     names::{PREFIX, SCHEMA, feed_name, ident, literal, qualified},
     session,
 };
-use crate::{config::ServerUrl, lsn::Lsn, schema::capture};
+use crate::{
+    config::ServerUrl,
+    lsn::Lsn,
+    schema::capture::{self, Way},
+};
 use std::time::Duration;
 use tokio_postgres::{Client, error::SqlState};
 
@@ -83,10 +87,10 @@ pub(super) async fn forget(client: &Client, feed: &str) -> Result<(), CdcError> 
 pub(super) async fn check_owner(client: &Client, url: &ServerUrl) -> Result<u32, CdcError> {
     let version = session::version(client).await?;
     let server = format!("{}:{}", url.host, url.port);
-    if version < 140_000 {
+    if version < 130_000 {
         return Err(CdcError::Setup(format!(
-            "{server} runs PostgreSQL {}: its logical decoding does not carry messages (14 and newer do), so schema changes and \
-             markers would be lost; use feed = \"mirror\", or upgrade it to 14 first",
+            "{server} runs PostgreSQL {}: the feed needs 13 or newer (it cannot publish a partitioned table as one before); upgrade it, or \
+             use feed = \"mirror\"",
             version / 10_000
         )));
     }
@@ -179,7 +183,12 @@ pub(super) async fn prepare_owner(client: &Client, feed: &str) -> Result<Vec<Str
         let table = qualified(row.get(0), row.get(1));
         with_lock(client, &format!("ALTER TABLE {table} REPLICA IDENTITY FULL"), &format!("set the replica identity of {table}")).await?;
     }
-    let tables = user_tables(client).await?;
+    let way = Way::of(session::version(client).await?);
+    let mut tables = user_tables(client).await?;
+    if way == Way::Rows {
+        client.batch_execute(capture::MESSAGE_TABLE).await.attempt("create the table of messages on the owner")?;
+        tables.push(Published { schema: SCHEMA.into(), table: "message".into() });
+    }
     let exists = client.query_opt("SELECT FROM pg_publication WHERE pubname = $1", &[&feed]).await.attempt("look for the publication")?;
     if exists.is_none() {
         let list: Vec<String> = tables.iter().map(|t| qualified(&t.schema, &t.table)).collect();
@@ -200,7 +209,7 @@ pub(super) async fn prepare_owner(client: &Client, feed: &str) -> Result<Vec<Str
         }
     }
     if superuser {
-        with_lock(client, &capture::install_sql(feed), "install the capture of schema changes").await?;
+        with_lock(client, &capture::install_sql(feed, way), "install the capture of schema changes").await?;
     } else {
         warnings.push(
             "the owner's role is not a superuser, so no event triggers were installed: schema changes are found by looking at the \
@@ -341,6 +350,13 @@ pub(super) async fn drop_schema_if_unused(client: &Client) -> Result<(), CdcErro
         let list: Vec<String> = PER_FEED.iter().map(|table| format!("{SCHEMA}.{table}")).collect();
         with_lock(client, &format!("DROP TABLE IF EXISTS {}", list.join(", ")), "drop the progress tables").await?;
     }
+    let published = client
+        .query_one("SELECT EXISTS (SELECT FROM pg_publication WHERE starts_with(pubname::text, $1))", &[&PREFIX])
+        .await
+        .attempt("look for other publications")?;
+    if !published.get::<_, bool>(0) {
+        with_lock(client, &format!("DROP TABLE IF EXISTS {SCHEMA}.message"), "drop the table of messages").await?;
+    }
     match client.batch_execute(&format!("DROP SCHEMA IF EXISTS {SCHEMA}")).await {
         Ok(()) => Ok(()),
         // The capture of another feed still lives there.
@@ -354,10 +370,9 @@ pub(super) async fn drop_schema_if_unused(client: &Client) -> Result<(), CdcErro
 /// # Errors
 /// [`CdcError`]
 pub async fn emit_marker(client: &Client, id: &str) -> Result<Lsn, CdcError> {
-    client
-        .batch_execute(&format!("SELECT pg_catalog.pg_logical_emit_message(true, {}, {})", literal(super::MARKER_PREFIX), literal(id)))
-        .await
-        .attempt("write a marker")?;
+    let say = Way::of(session::version(client).await?).say("SELECT", super::MARKER_PREFIX, &literal(id));
+    // Read write, whatever a fence says: before 14 it is a row.
+    client.batch_execute(&format!("BEGIN READ WRITE; {say}; COMMIT")).await.attempt("write a marker")?;
     let row = client.query_one("SELECT pg_catalog.pg_current_wal_insert_lsn()::text", &[]).await.attempt("read the WAL position")?;
     session::lsn(row.get(0))
 }

@@ -21,6 +21,7 @@
 //! "Logical Replication Message Formats"; `src/backend/replication/{walsender,pgoutput,logical}`.
 
 mod applier;
+mod aside;
 mod batch;
 mod chores;
 mod copy;
@@ -36,6 +37,7 @@ mod guard;
 mod held;
 mod install;
 pub mod leftovers;
+mod mirror;
 mod names;
 mod owner;
 pub mod pg_dump;
@@ -43,6 +45,7 @@ pub mod pgoutput;
 mod plan;
 mod poll;
 mod pump;
+mod resync;
 mod roles;
 mod rows;
 mod sequences;
@@ -55,10 +58,11 @@ mod stream;
 pub use error::{CdcError, describe};
 pub use feed::{Fault, Feed, HoldGuard, Start};
 pub use install::{arm, arm_behind, disarm, emit_marker, leftovers};
+pub use mirror::{AtRest, Boundary};
 pub use names::feed_name;
 pub use sequences::sync_sequences_exact;
 
-use crate::config::ServerUrl;
+use crate::config::{CopyConfig, ServerUrl};
 
 /// Prefix of the logical messages that mark a place in the stream.
 pub const MARKER_PREFIX: &str = "understudy.marker";
@@ -85,6 +89,6 @@ pub struct FeedSpec {
     pub from: ServerUrl,
     /// The follower.
     pub to: ServerUrl,
-    /// Tables copied at the same time.
-    pub copy_workers: usize,
+    /// Limits of the copy and of the stream.
+    pub copy: CopyConfig,
 }

@@ -68,7 +68,14 @@ mod tests {
 
     fn spec(database: &str, shadow: &str, direction: Direction) -> FeedSpec {
         let url = ServerUrl::parse("postgres://a@h/d").unwrap();
-        FeedSpec { database: database.into(), shadow: shadow.into(), direction, from: url.clone(), to: url, copy_workers: 1 }
+        FeedSpec {
+            database: database.into(),
+            shadow: shadow.into(),
+            direction,
+            from: url.clone(),
+            to: url,
+            copy: crate::config::CopyConfig::default(),
+        }
     }
 
     #[test]

@@ -6,7 +6,13 @@ use super::{CdcError, error::Attempt, session};
 use crate::{backend::Connection, config::ServerUrl, lsn::Lsn};
 use tokio_postgres::Client;
 
-const AGAIN: &str = "the follower must be copied again: give it an empty database and start the feed with a copy";
+/// What an operator can do about a feed that has lost its place.
+pub(super) fn again(shadow: &str) -> String {
+    format!(
+        "SHADOW RESYNC {shadow} compares both sides, writes what differs and goes on (rows that only the follower has are deleted); or copy \
+         it anew: SHADOW STOP, an empty database, SHADOW START"
+    )
+}
 
 /// A server's history: what IDENTIFY_SYSTEM says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,31 +36,31 @@ fn left_at(history: &str, timeline: i32) -> Option<Lsn> {
 }
 
 /// Whether a follower that has everything up to `end` of an owner may go on with what answers now. Pure.
-fn judge(known: Option<&(String, i32)>, now: &Identity, history: &str, end: Lsn, server: &str) -> Result<(), String> {
+fn judge(known: Option<&(String, i32)>, now: &Identity, history: &str, end: Lsn, (server, again): (&str, &str)) -> Result<(), String> {
     if let Some((system, timeline)) = known {
         if *system != now.system {
-            return Err(format!("{server} is another database cluster than the one that the feed was made with: {AGAIN}"));
+            return Err(format!("{server} is another database cluster than the one that the feed was made with: {again}"));
         }
         if now.timeline < *timeline {
-            return Err(format!("{server} was set back to an older timeline ({} after {timeline}): {AGAIN}", now.timeline));
+            return Err(format!("{server} was set back to an older timeline ({} after {timeline}): {again}", now.timeline));
         }
         if now.timeline > *timeline {
             match left_at(history, *timeline) {
                 Some(left) if end > left => {
                     return Err(format!(
                         "{server} failed over (timeline {} after {timeline}) at {left}, but the follower has commits up to {end}, which are \
-                         not there any more: {AGAIN}",
+                         not there any more: {again}",
                         now.timeline
                     ));
                 }
                 Some(_) => {}
-                None => return Err(format!("timeline {} of {server} does not come from {timeline}: {AGAIN}", now.timeline)),
+                None => return Err(format!("timeline {} of {server} does not come from {timeline}: {again}", now.timeline)),
             }
         }
     }
     if end > now.position {
         return Err(format!(
-            "{server} is at {}, the follower has commits up to {end}: it was restored from a backup, or failed over and lost them: {AGAIN}",
+            "{server} is at {}, the follower has commits up to {end}: it was restored from a backup, or failed over and lost them: {again}",
             now.position
         ));
     }
@@ -74,7 +80,7 @@ async fn identify(connection: &mut Connection) -> Result<Identity, CdcError> {
 
 /// Compares the owner with what the follower remembers of it, and remembers what it is now. `true`: it has failed over since, and
 /// everything is there.
-pub(super) async fn check(url: &ServerUrl, follower: &Client, feed: &str, end: Lsn) -> Result<bool, CdcError> {
+pub(super) async fn check(url: &ServerUrl, follower: &Client, feed: &str, shadow: &str, end: Lsn) -> Result<bool, CdcError> {
     let mut connection = session::connect_replication(url).await?;
     let now = identify(&mut connection).await?;
     let what = "read what is known of the owner";
@@ -88,7 +94,7 @@ pub(super) async fn check(url: &ServerUrl, follower: &Client, feed: &str, end: L
     } else {
         String::new()
     };
-    judge(known.as_ref(), &now, &history, end, &format!("{}:{}", url.host, url.port)).map_err(CdcError::Setup)?;
+    judge(known.as_ref(), &now, &history, end, (&format!("{}:{}", url.host, url.port), &again(shadow))).map_err(CdcError::Setup)?;
     follower
         .execute(
             "INSERT INTO understudy.owner (feed, system, timeline) VALUES ($1, $2, $3)
@@ -120,10 +126,12 @@ mod tests {
             (known(2), now(1, 0x300), 0x10, Some("older timeline")),
             (Some(("8".to_owned(), 1)), now(1, 0x300), 0x10, Some("another database cluster")),
         ] {
-            let verdict = judge(known.as_ref(), &now, history, Lsn(end), "h:1");
+            let verdict = judge(known.as_ref(), &now, history, Lsn(end), ("h:1", "SHADOW RESYNC"));
             match expected {
                 None => assert_eq!(verdict, Ok(()), "{now:?} {end:x}"),
-                Some(words) => assert!(verdict.as_ref().is_err_and(|text| text.contains(words) && text.contains(AGAIN)), "{verdict:?}"),
+                Some(words) => {
+                    assert!(verdict.as_ref().is_err_and(|text| text.contains(words) && text.contains("SHADOW RESYNC")), "{verdict:?}")
+                }
             }
         }
     }

@@ -150,6 +150,8 @@ pub enum Message {
 pub enum Envelope {
     /// `w`
     Data {
+        /// Position of what it carries.
+        start: Lsn,
         /// Newest position known to the server.
         server_end: Lsn,
         /// The pgoutput message.
@@ -174,10 +176,10 @@ impl Envelope {
         let tag = kind as char;
         match kind {
             b'w' => {
-                lsn(&mut rest, tag)?;
+                let start = lsn(&mut rest, tag)?;
                 let server_end = lsn(&mut rest, tag)?;
                 long(&mut rest, tag)?;
-                Ok(Envelope::Data { server_end, payload: body.slice_ref(rest) })
+                Ok(Envelope::Data { start, server_end, payload: body.slice_ref(rest) })
             }
             b'k' => {
                 let sent = lsn(&mut rest, tag)?;

@@ -6,19 +6,21 @@ use super::{
     CdcError, MARKER_PREFIX,
     applier::Command,
     error::Attempt,
+    held::HELD_KIND,
     install,
     names::literal,
     session,
-    shared::{HeldState, Shared, lock},
+    shared::{HeldState, Shared, TableName, lock},
 };
 use crate::{
     metadata::{ProposalState, Severity},
     schema::{
-        capture,
+        capture::{self, Way},
         poll::{Look, query},
     },
 };
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -44,6 +46,7 @@ pub(super) async fn follow(shared: Arc<Shared>) -> Result<(), CdcError> {
     if captured.get(0) {
         return std::future::pending().await;
     }
+    shared.polled.store(true, Ordering::Release);
     let query = query();
     let mut before: Option<Look> = None;
     loop {
@@ -55,20 +58,36 @@ pub(super) async fn follow(shared: Arc<Shared>) -> Result<(), CdcError> {
         let now = look(&owner, &query).await?;
         let earlier = match before.take() {
             Some(earlier) => earlier,
-            None => now.remembered(&shared.adapter.known().await?),
+            None => {
+                let follower = session::connect(&shared.spec.to, "feed catalog").await?;
+                now.remembered(&shared.adapter.known().await?, &look(&follower, &query).await?)
+            }
         };
-        let messages = now.messages(&earlier);
-        if !messages.is_empty() {
+        let mut changed = BTreeSet::new();
+        if !now.messages(&earlier).is_empty() {
             publish(&shared, &owner).await;
             // Publishing may have changed a replica identity: the look that counts is the one whose message is sent.
             let now = look(&owner, &query).await?;
             send(&shared, &owner, &now.messages(&earlier)).await?;
+            for table in now.confusable_tables(&earlier) {
+                copy_again(&shared, table).await?;
+            }
+            changed = now.changed_tables(&earlier);
             before = Some(now);
         } else {
             before = Some(now);
         }
-        take_back(&shared).await?;
+        take_back(&shared, &changed).await?;
     }
+}
+
+/// Writes what the engine does not know of the owner's schema into its stream: changes while there was no stream. Returns at once.
+pub(super) async fn tell_what_changed(shared: &Shared, owner: &Client) -> Result<(), CdcError> {
+    let query = query();
+    let now = look(owner, &query).await?;
+    let follower = session::connect(&shared.spec.to, "feed catalog").await?;
+    let messages = now.messages(&now.remembered(&shared.adapter.known().await?, &look(&follower, &query).await?));
+    if messages.is_empty() { Ok(()) } else { write(owner, &messages, "resync").await }
 }
 
 async fn look(owner: &Client, query: &str) -> Result<Look, CdcError> {
@@ -88,12 +107,7 @@ async fn publish(shared: &Shared, owner: &Client) {
 async fn send(shared: &Shared, owner: &Client, messages: &[serde_json::Value]) -> Result<(), CdcError> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let id = format!("catalog-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-    let mut sql = "BEGIN;".to_owned();
-    for message in messages {
-        sql.push_str(&format!("SELECT pg_logical_emit_message(true, {}, {});", literal(capture::PREFIX), literal(&message.to_string())));
-    }
-    sql.push_str(&format!("SELECT pg_logical_emit_message(true, {}, {}); COMMIT", literal(MARKER_PREFIX), literal(&id)));
-    owner.batch_execute(&sql).await.attempt("write a schema change into the stream")?;
+    write(owner, messages, &id).await?;
     let _waiting = shared.waiting();
     let mut applied = shared.applied_watch.subscribe();
     let seen = async {
@@ -107,16 +121,34 @@ async fn send(shared: &Shared, owner: &Client, messages: &[serde_json::Value]) -
     Ok(())
 }
 
-/// Tables that were set aside because a row came before the message that explains it: what was spooled is tried again.
-async fn take_back(shared: &Shared) -> Result<(), CdcError> {
-    let waiting: Vec<i64> = lock(&shared.held)
-        .values()
-        .filter(|held| held.state == HeldState::Waiting && held.proposal > 0 && !held.recopy)
-        .map(|held| held.proposal)
+/// The messages and a marker, in one transaction.
+async fn write(owner: &Client, messages: &[serde_json::Value], marker: &str) -> Result<(), CdcError> {
+    let way = Way::of(session::version(owner).await?);
+    let mut sql = "BEGIN;".to_owned();
+    for message in messages {
+        sql.push_str(&way.say("SELECT", capture::PREFIX, &literal(&message.to_string())));
+        sql.push(';');
+    }
+    sql.push_str(&way.say("SELECT", MARKER_PREFIX, &literal(marker)));
+    sql.push_str("; COMMIT");
+    owner.batch_execute(&sql).await.attempt("write a schema change into the stream")
+}
+
+/// Tables that were set aside because a row came before the message that explains it: what was spooled is tried again, unless the
+/// table itself has `changed`. Then rows from before and behind the change are in the spool, and only a copy is right.
+async fn take_back(shared: &Shared, changed: &BTreeSet<TableName>) -> Result<(), CdcError> {
+    let waiting: Vec<(TableName, i64)> = lock(&shared.held)
+        .iter()
+        .filter(|(_, held)| held.state == HeldState::Waiting && held.proposal > 0 && !held.recopy)
+        .map(|(table, held)| (table.clone(), held.proposal))
         .collect();
-    for id in waiting {
+    for (table, id) in waiting {
         let Ok(proposal) = shared.repository.proposal(id) else { continue };
-        if proposal.state != ProposalState::Pending || proposal.draft.kind != "held_table" {
+        if proposal.state != ProposalState::Pending || proposal.draft.kind != HELD_KIND {
+            continue;
+        }
+        if changed.contains(&table) {
+            copy_again(shared, table).await?;
             continue;
         }
         let (reply, answer) = oneshot::channel();
@@ -128,4 +160,11 @@ async fn take_back(shared: &Shared) -> Result<(), CdcError> {
         }
     }
     Ok(())
+}
+
+async fn copy_again(shared: &Shared, table: TableName) -> Result<(), CdcError> {
+    let gone = || CdcError::Stopped("the feed is gone".into());
+    let (reply, answer) = oneshot::channel();
+    shared.commands.send(Command::CopyAgain { table, reply }).await.map_err(|_| gone())?;
+    answer.await.map_err(|_| gone())?
 }

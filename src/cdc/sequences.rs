@@ -18,7 +18,7 @@ const CHUNK: usize = 200;
 
 /// One sequence of the owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Sequence {
+pub(super) struct Sequence {
     schema: String,
     name: String,
     last: i64,
@@ -29,7 +29,8 @@ struct Sequence {
     cycle: bool,
 }
 
-async fn read(client: &Client) -> Result<Vec<Sequence>, CdcError> {
+/// The owner's sequences as they are now.
+pub(super) async fn read(client: &Client) -> Result<Vec<Sequence>, CdcError> {
     let rows = client
         .query(
             "SELECT n.nspname::text, c.relname::text, s.seqincrement, s.seqmin, s.seqmax, s.seqcycle
@@ -114,7 +115,11 @@ pub(super) async fn advance(from: &Client, to: &Client) -> Result<usize, CdcErro
 /// # Errors
 /// [`CdcError`]; a sequence that `to` lacks is an error that names it.
 pub async fn sync_sequences_exact(from: &Client, to: &Client) -> Result<usize, CdcError> {
-    let sequences = read(from).await?;
+    set_exact(to, &read(from).await?).await
+}
+
+/// Gives sequences exactly the state that was read.
+pub(super) async fn set_exact(to: &Client, sequences: &[Sequence]) -> Result<usize, CdcError> {
     let exact: Vec<(&Sequence, i64, bool)> = sequences.iter().map(|s| (s, s.last, s.called)).collect();
     for chunk in exact.chunks(CHUNK) {
         let source = rows_of(chunk);

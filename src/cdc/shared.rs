@@ -35,8 +35,12 @@ const LAG_MS_MAX: u64 = 86_400_000;
 pub(super) enum Phase {
     Starting,
     Copying,
+    /// Compared with the owner and made equal, after the feed has lost its place.
+    Resyncing,
     CatchingUp,
     Streaming,
+    /// Fed by mirrored writes.
+    Mirroring,
     Retrying(String),
     Failed(String),
     Stopped,
@@ -161,6 +165,8 @@ pub(super) struct Shared {
     pub caught_up: Mutex<Instant>,
     /// Unfinished transactions did not fit into the spool: the owner keeps them until they end.
     pub whole_only: AtomicBool,
+    /// Schema changes are found by looking at the owner's catalog.
+    pub polled: AtomicBool,
     /// Connected to both sides and following.
     pub connected: AtomicBool,
     /// Tasks that wait for a position: while there are any, the owner is asked for its position every few milliseconds.
@@ -234,6 +240,7 @@ impl Shared {
             oldest_us: AtomicI64::new(0),
             caught_up: Mutex::new(Instant::now()),
             whole_only: AtomicBool::new(false),
+            polled: AtomicBool::new(false),
             connected: AtomicBool::new(false),
             waiters: AtomicUsize::new(0),
             wake: Notify::new(),
@@ -343,7 +350,7 @@ impl Shared {
     }
 
     pub fn is_streaming(&self) -> bool {
-        *lock(&self.phase) == Phase::Streaming
+        matches!(*lock(&self.phase), Phase::Streaming | Phase::Mirroring)
     }
 
     pub fn state(&self) -> FeedState {
@@ -351,9 +358,11 @@ impl Shared {
         let state = match phase {
             Phase::Starting => "starting".to_owned(),
             Phase::Copying => "copying".to_owned(),
+            Phase::Resyncing => "resyncing".to_owned(),
             Phase::CatchingUp => "catching up".to_owned(),
             Phase::Streaming if !self.holds.borrow().is_empty() => "held".to_owned(),
             Phase::Streaming => "streaming".to_owned(),
+            Phase::Mirroring => "mirroring".to_owned(),
             Phase::Retrying(why) => format!("retrying: {why}"),
             Phase::Failed(why) => format!("failed: {why}"),
             Phase::Stopped => "stopped".to_owned(),

@@ -25,18 +25,15 @@ const MEMORY_BYTES_MAX: usize = 64 << 10;
 /// Read from a file at a time.
 const READ_BYTES: usize = 256 << 10;
 
-/// Default limit of all files of a feed: as much as a busy server spills itself, well below what a disk for temporary files has.
-const SPOOL_MIB_MAX: u64 = 4_096;
-
 /// Sub-transaction and length in front of each change.
 const HEADER_BYTES: usize = 8;
 
 /// The limit was reached, or the disk said no.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SpoolError {
-    #[error("the limit of {0} MiB is reached (UNDERSTUDY_SPOOL_MAX_MIB)")]
+    #[error("the limit of {0} MiB is reached (copy.spool_max in proxy.toml)")]
     Full(u64),
-    #[error("{} cannot be written (UNDERSTUDY_SPOOL_DIR): {source}", .folder.display())]
+    #[error("{} cannot be written (copy.spool_folder in proxy.toml): {source}", .folder.display())]
     Disk { folder: PathBuf, source: std::io::Error },
     #[error(transparent)]
     Decode(#[from] DecodeError),
@@ -82,13 +79,7 @@ pub(super) struct Replay {
 }
 
 impl Spool {
-    /// The place and the limit are settings of the process: `UNDERSTUDY_SPOOL_DIR`, `UNDERSTUDY_SPOOL_MAX_MIB`.
-    pub fn new() -> Self {
-        let folder = std::env::var_os("UNDERSTUDY_SPOOL_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
-        let mib_max = std::env::var("UNDERSTUDY_SPOOL_MAX_MIB").ok().and_then(|text| text.parse().ok()).unwrap_or(SPOOL_MIB_MAX);
-        Spool::at(folder, mib_max)
-    }
-
+    /// All files of a feed are in `folder` and together no larger than `mib_max`.
     pub fn at(folder: PathBuf, mib_max: u64) -> Self {
         Spool { open: HashMap::new(), bytes: 0, mib_max, folder }
     }

@@ -5,7 +5,7 @@
 use super::{
     CdcError,
     names::{feed_name, ident},
-    pgoutput::{Control, Envelope, Message, encode_status},
+    pgoutput::{Control, Envelope, Message, Value, encode_status},
     session,
     shared::{Shared, TableName, lock, now_us},
     spool::{Replay, Spool, SpoolError},
@@ -192,9 +192,10 @@ pub(super) async fn open(shared: &Shared, start: Lsn) -> Result<Connection, CdcE
         let (version, unfinished) = protocol(&connection);
         let unfinished = unfinished && !shared.whole_only.load(Ordering::Acquire);
         let command = format!(
-            "START_REPLICATION SLOT {} LOGICAL {start} (proto_version '{version}', publication_names '{}', messages 'true'{})",
+            "START_REPLICATION SLOT {} LOGICAL {start} (proto_version '{version}', publication_names '{}'{}{})",
             ident(&feed),
             ident(&feed),
+            if version > 1 { ", messages 'true'" } else { "" },
             if unfinished { ", streaming 'on'" } else { "" }
         );
         let mut request = BytesMut::new();
@@ -214,9 +215,9 @@ pub(super) async fn open(shared: &Shared, start: Lsn) -> Result<Connection, CdcE
                     // 42704: the slot is gone; 55000: it was invalidated.
                     if fields.code == "42704" || (fields.code == "55000" && fields.message.contains("slot")) {
                         return Err(CdcError::Setup(format!(
-                            "the replication slot {feed} cannot be used any more ({}): changes are lost, so the shadow must be \
-                             copied again (drop its database and start the feed anew)",
-                            fields.message
+                            "the replication slot {feed} cannot be used any more ({}): changes are lost. {}",
+                            fields.message,
+                            super::owner::again(&shared.spec.shadow)
                         )));
                     }
                     return Err(failed(BackendError::Server(fields)));
@@ -236,7 +237,15 @@ pub(super) async fn read(shared: Arc<Shared>, mut connection: Connection, mut se
     hurry.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut probe = interval(PROBE_PERIOD);
     probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut decoder = Decoder { spool: Spool::new(), names: HashMap::new(), commit: Lsn::ZERO, touched: None, open: None, replay: None };
+    let mut decoder = Decoder {
+        spool: Spool::at(shared.spec.copy.spool_folder.clone(), shared.spec.copy.spool_mib_max),
+        names: HashMap::new(),
+        commit: Lsn::ZERO,
+        touched: None,
+        open: None,
+        replay: None,
+        said: None,
+    };
     let broke = |source| CdcError::Backend { what: "follow the change stream", source };
     enlarge(&mut connection.buffer);
     let mut answered = Instant::now();
@@ -290,8 +299,9 @@ pub(super) async fn read(shared: Arc<Shared>, mut connection: Connection, mut se
                     // Decoding old WAL with a publication that was made after it.
                     if fields.code == "42704" && fields.message.contains("publication") {
                         return Err(CdcError::Setup(format!(
-                            "{}: the publication was dropped while the feed needed it; the shadow must be copied again",
-                            fields.message
+                            "{}: the publication was dropped while the feed needed it. {}",
+                            fields.message,
+                            super::owner::again(&shared.spec.shadow)
                         )));
                     }
                     return Err(broke(BackendError::Server(fields)));
@@ -334,6 +344,8 @@ struct Decoder {
     spool: Spool,
     /// The unfinished transaction whose part is being received.
     open: Option<u32>,
+    /// The relation whose rows are messages: on 13.
+    said: Option<u32>,
     /// A transaction that was received before it ended, on its way to the applier, and its end.
     replay: Option<(Replay, Message)>,
 }
@@ -342,14 +354,14 @@ impl Decoder {
     /// Takes the content of a CopyData; `true`: the server wants an answer.
     async fn take(&mut self, shared: &Shared, sender: &mut Sender, body: &Bytes) -> Result<bool, CdcError> {
         match Envelope::decode(body)? {
-            Envelope::Data { server_end, payload } => {
+            Envelope::Data { start, server_end, payload } => {
                 shared.received.advance(server_end);
                 if let Some(control) = Control::decode(&payload)? {
                     self.control(shared, sender, control).await?;
                 } else if let Some(xid) = self.open {
                     self.keep(shared, xid, &payload).await?;
                 } else {
-                    let message = self.decode(shared, &payload)?;
+                    let message = self.decode(shared, &payload, start)?;
                     sender.push(Item::Message(message, payload));
                 }
                 Ok(false)
@@ -412,7 +424,8 @@ impl Decoder {
             let Some((replay, _)) = &mut self.replay else { return Ok(()) };
             match replay.next().await? {
                 Some(raw) => {
-                    let message = self.decode(shared, &raw)?;
+                    // Only what has no messages of its own says things by rows, and that sends nothing early.
+                    let message = self.decode(shared, &raw, Lsn::ZERO)?;
                     sender.push(Item::Message(message, raw));
                 }
                 None => {
@@ -425,10 +438,26 @@ impl Decoder {
         Ok(())
     }
 
-    fn decode(&mut self, shared: &Shared, payload: &Bytes) -> Result<Message, CdcError> {
-        let message = Message::decode(payload)?;
+    fn decode(&mut self, shared: &Shared, payload: &Bytes, start: Lsn) -> Result<Message, CdcError> {
+        let message = self.heard(Message::decode(payload)?, start);
         self.note(shared, &message);
         Ok(message)
+    }
+
+    /// Rows of the owner's table of messages are what they say; what else happens to that table is nothing.
+    fn heard(&mut self, message: Message, lsn: Lsn) -> Message {
+        match message {
+            Message::Relation(relation) if (relation.schema.as_str(), relation.name.as_str()) == ("understudy", "message") => {
+                self.said = Some(relation.oid);
+                Message::Type
+            }
+            Message::Insert { relation, new } if Some(relation) == self.said => match <[Value; 3]>::try_from(new) {
+                Ok([_, Value::Text(prefix), Value::Text(content)]) => Message::Logical { transactional: true, lsn, prefix, content },
+                _ => Message::Type,
+            },
+            Message::Update { relation, .. } | Message::Delete { relation, .. } if Some(relation) == self.said => Message::Type,
+            message => message,
+        }
     }
 
     fn note(&mut self, shared: &Shared, message: &Message) {

@@ -9,7 +9,7 @@ use crate::config::FeedKind;
 use std::path::PathBuf;
 
 /// Versions whose logical decoding the feed is tested with.
-const SOURCE_MAJORS: std::ops::RangeInclusive<u32> = 14..=18;
+const SOURCE_MAJORS: std::ops::RangeInclusive<u32> = 13..=18;
 /// Names listed in one message.
 const NAMES_MAX: usize = 10;
 /// A writing transaction open for longer than that is no ordinary one: the copy would wait for it.
@@ -64,7 +64,7 @@ fn source_of_feeds(book: &mut Book, source: &ServerFacts, feeds: usize) {
             Blocker,
             "version",
             message,
-            "feed = \"cdc\" needs PostgreSQL 14 or newer at the source: upgrade it, or set feed = \"none\"",
+            "feed = \"cdc\" needs PostgreSQL 13 or newer at the source: upgrade it, or set feed = \"none\"",
         );
     } else if major > *SOURCE_MAJORS.end() {
         let message = format!("PostgreSQL {major} is newer than what the feed is tested with ({})", SOURCE_MAJORS.end());
@@ -440,7 +440,7 @@ mod tests {
         type Change = fn(&mut ServerFacts, &mut ServerFacts);
         let table: [(&str, Severity, Change); 27] = [
             ("wal_level", Blocker, |a, _| drop(a.settings.insert("wal_level".into(), "replica".into()))),
-            ("version", Blocker, |a, _| a.version_num = 130_000),
+            ("version", Blocker, |a, _| a.version_num = 120_000),
             ("version", Warning, |a, _| a.version_num = 190_000),
             ("version", Warning, |_, b| b.version_num = 140_000),
             ("source", Blocker, |a, _| a.in_recovery = true),

@@ -2,8 +2,8 @@
 
 use super::{
     AdaptConfig, AuthConfig, Config, ConsoleUser, CopyConfig, DatabaseConfig, FeedKind, MirrorWrites, PoolConfig, PoolMode, ProxyConfig,
-    RevertConfig, Secret, ServerUrl, ShadowConfig, ShiftConfig, TlsConfig, TlsVersion, UserConfig, UserSource,
-    raw::{RawAuth, RawConfig, RawDatabase, RawPool, RawProxy, RawRevert, RawShadow, RawShift, RawTls},
+    RevertConfig, Secret, ServerUrl, ShadowConfig, ShiftConfig, TlsConfig, TlsVersion, UserConfig, UserSource, limits,
+    raw::{RawAuth, RawConfig, RawCopy, RawDatabase, RawPool, RawProxy, RawRevert, RawShadow, RawShift, RawTls},
 };
 use std::{collections::HashSet, net::SocketAddr, ops::Range, path::Path, time::Duration};
 use toml::Spanned;
@@ -56,12 +56,12 @@ fn line_of(text: &str, offset: usize) -> usize {
     text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
 }
 
-struct Refusal {
-    at: usize,
-    reason: String,
+pub(super) struct Refusal {
+    pub at: usize,
+    pub reason: String,
 }
 
-fn refuse<T>(span: Range<usize>, reason: impl Into<String>) -> Result<T, Refusal> {
+pub(super) fn refuse<T>(span: Range<usize>, reason: impl Into<String>) -> Result<T, Refusal> {
     Err(Refusal { at: span.start, reason: reason.into() })
 }
 
@@ -90,6 +90,7 @@ impl Reader<'_> {
     }
 
     fn proxy(&self, raw: RawProxy) -> Result<ProxyConfig, Refusal> {
+        let limits = limits::limits(&raw)?;
         let metadata = match raw.metadata {
             None => "understudy.db".into(),
             Some(value) => match value.get_ref().strip_prefix("sqlite:") {
@@ -117,8 +118,8 @@ impl Reader<'_> {
             console,
             tls: raw.tls.map(tls).transpose()?,
             auth,
-            login_timeout: duration(raw.login_timeout, "login_timeout", Duration::from_secs(60))?,
-            max_clients: in_range(raw.max_clients, "max_clients", 1..=1_000_000, 10_000)? as usize,
+            limits,
+            tcp: limits::tcp(raw.tcp)?,
             shadow_memory_bytes_max: match raw.shadow_memory {
                 None => 64 << 20,
                 Some(value) => bytes(&value)?,
@@ -159,24 +160,27 @@ impl Reader<'_> {
             Some(value) => match value.get_ref().as_str() {
                 "cdc" => FeedKind::Cdc,
                 "none" => FeedKind::None,
-                "mirror" => return refuse(value.span(), "feed \"mirror\" is not available in this version: use \"cdc\" or \"none\""),
-                other => return refuse(value.span(), format!("feed is \"cdc\" or \"none\", not \"{other}\"")),
+                "mirror" => FeedKind::Mirror,
+                other => return refuse(value.span(), format!("feed is \"cdc\", \"mirror\" or \"none\", not \"{other}\"")),
             },
         };
         let mirror_writes = match &raw.mirror_writes {
+            None if feed == FeedKind::Mirror => MirrorWrites::Apply,
             None => MirrorWrites::Off,
-            Some(value) => match value.get_ref().as_str() {
-                "off" => MirrorWrites::Off,
-                "rehearse" => MirrorWrites::Rehearse,
-                "apply" => {
-                    return refuse(
-                        value.span(),
-                        "mirror_writes \"apply\" belongs to feed \"mirror\", which this version does not have: use \"rehearse\"",
-                    );
+            Some(value) => match (value.get_ref().as_str(), feed) {
+                ("apply", FeedKind::Mirror) => MirrorWrites::Apply,
+                ("apply", _) => return refuse(value.span(), "mirror_writes \"apply\" belongs to feed \"mirror\": use \"rehearse\""),
+                ("off" | "rehearse", FeedKind::Mirror) => {
+                    return refuse(value.span(), "feed \"mirror\" lives by mirrored writes: leave mirror_writes out, or say \"apply\"");
                 }
-                other => return refuse(value.span(), format!("mirror_writes is \"off\" or \"rehearse\", not \"{other}\"")),
+                ("off", _) => MirrorWrites::Off,
+                ("rehearse", _) => MirrorWrites::Rehearse,
+                (other, _) => return refuse(value.span(), format!("mirror_writes is \"off\", \"rehearse\" or \"apply\", not \"{other}\"")),
             },
         };
+        if let (Some(value), FeedKind::Mirror) = (raw.serve_reads.as_ref().filter(|value| *value.get_ref() > 0.0), feed) {
+            return refuse(value.span(), "a shadow with feed \"mirror\" answers no reads: its rows are not proven to be the owner's");
+        }
         Ok(ShadowConfig {
             name,
             url: self.url(&raw.url)?,
@@ -194,7 +198,7 @@ impl Reader<'_> {
                     Some(value) => return refuse(value.span(), "auto_approve is a confidence between 0.5 and 1.0"),
                 },
             },
-            copy: CopyConfig { workers: in_range(raw.copy.workers, "workers", 1..=64, 2)? as usize },
+            copy: copy(raw.copy)?,
         })
     }
 
@@ -345,7 +349,7 @@ fn address(value: Option<Spanned<String>>, key: &str, default: &str) -> Result<O
     }
 }
 
-fn in_range(value: Option<Spanned<i64>>, key: &str, range: std::ops::RangeInclusive<i64>, default: i64) -> Result<i64, Refusal> {
+pub(super) fn in_range(value: Option<Spanned<i64>>, key: &str, range: std::ops::RangeInclusive<i64>, default: i64) -> Result<i64, Refusal> {
     match value {
         None => Ok(default),
         Some(value) if range.contains(value.get_ref()) => Ok(*value.get_ref()),
@@ -369,7 +373,7 @@ fn positive(value: Option<Spanned<f64>>, key: &str, default: f64) -> Result<f64,
     }
 }
 
-fn duration(value: Option<Spanned<String>>, key: &str, default: Duration) -> Result<Duration, Refusal> {
+pub(super) fn duration(value: Option<Spanned<String>>, key: &str, default: Duration) -> Result<Duration, Refusal> {
     match value {
         None => Ok(default),
         Some(value) => match parse_duration(value.get_ref()) {
@@ -395,7 +399,7 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     Duration::try_from_secs_f64(number * seconds).ok()
 }
 
-fn bytes(value: &Spanned<String>) -> Result<usize, Refusal> {
+pub(super) fn bytes(value: &Spanned<String>) -> Result<usize, Refusal> {
     let text = value.get_ref().trim();
     let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
@@ -409,6 +413,23 @@ fn bytes(value: &Spanned<String>) -> Result<usize, Refusal> {
         Ok(number) if factor > 0 && number > 0 => Ok(number.saturating_mul(factor)),
         _ => refuse(value.span(), format!("a size is written like \"64MB\" (kB, MB, GB), not \"{text}\"")),
     }
+}
+
+fn copy(raw: RawCopy) -> Result<CopyConfig, Refusal> {
+    let default = CopyConfig::default();
+    let spool_folder = match raw.spool_folder {
+        None => default.spool_folder,
+        Some(value) if value.get_ref().starts_with('/') => value.get_ref().into(),
+        Some(value) => return refuse(value.span(), "spool_folder is a folder's whole path, such as \"/var/tmp\""),
+    };
+    let spool_mib_max = match raw.spool_max {
+        None => default.spool_mib_max,
+        Some(value) => match bytes(&value)? >> 20 {
+            0 => return refuse(value.span(), "spool_max is at least \"1MB\""),
+            mib => mib as u64,
+        },
+    };
+    Ok(CopyConfig { workers: in_range(raw.workers, "workers", 1..=64, default.workers as i64)? as usize, spool_folder, spool_mib_max })
 }
 
 fn revert(raw: RawRevert) -> Result<RevertConfig, Refusal> {
@@ -487,11 +508,21 @@ sample_reads = 10.0
             ("sample_reads = 10.0", "shift.hold = \"soon\"", 10, "500ms"),
             ("sample_reads = 10.0", "revert.min_requests = 0", 10, "between"),
             ("sample_reads = 10.0", "[[database.shadow]]\nname = \"pg18\"\nurl = \"postgres://app@h/x\"", 11, "defined twice"),
+            ("sample_reads = 10.0", "feed = \"mirror\"\nmirror_writes = \"rehearse\"", 11, "leave mirror_writes out"),
+            ("sample_reads = 10.0", "feed = \"mirror\"\nserve_reads = 5.0", 11, "answers no reads"),
+            ("sample_reads = 10.0", "mirror_writes = \"apply\"", 10, "belongs to feed"),
+            ("sample_reads = 10.0", "copy.spool_folder = \"tmp\"", 10, "whole path"),
+            ("sample_reads = 10.0", "copy.spool_max = \"1kB\"", 10, "1MB"),
             ("${SHOP_PASSWORD}", "${NOPE}", 6, "NOPE is not set"),
             ("10.0.0.2", "10.0.0.1", 9, "source itself"),
             ("name = \"shop\"", "name = \"understudy\"", 5, "console"),
             ("listen = \"127.0.0.1:6432\"", "listen = \"6432\"", 3, "ADDRESS:PORT"),
             ("listen = \"127.0.0.1:6432\"", "tls = { certificate = \"c\", key = \"k\", min_version = \"1.1\" }", 3, "1.2"),
+            ("listen = \"127.0.0.1:6432\"", "client_idle_timeout = \"soon\"", 3, "or \"off\""),
+            ("listen = \"127.0.0.1:6432\"", "max_message = \"2GB\"", 3, "1GB"),
+            ("listen = \"127.0.0.1:6432\"", "client_memory = \"8kB\"", 3, "at least"),
+            ("listen = \"127.0.0.1:6432\"", "tcp.keepalive_count = 0", 3, "between 1 and"),
+            ("listen = \"127.0.0.1:6432\"", "tcp.keepalive_idle = \"10h\"", 3, "at most 9h"),
             ("listen = \"127.0.0.1:6432\"", "auth.users = \"passwd\"", 3, "file:PATH"),
             ("listen = \"127.0.0.1:6432\"", "auth = { users = \"query\", query = \"SELECT 1\" }", 3, "$1"),
             ("listen = \"127.0.0.1:6432\"", "listen = ", 3, ""),

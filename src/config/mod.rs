@@ -3,10 +3,12 @@
 //! Deliberately absent: any connection to a server (that is `check`), any default that serves traffic from a shadow.
 //! Invariants: unknown keys are errors; a wrong file is refused whole, with line and reason; secrets print as `***`.
 
+mod limits;
 mod load;
 mod raw;
 mod url;
 
+pub use limits::{Keepalive, LimitsConfig, TcpConfig};
 pub use load::{ConfigError, load, parse, parse_duration};
 pub use url::{ChannelBinding, RootCertificates, Secret, ServerTls, ServerUrl, SslMode};
 
@@ -38,10 +40,10 @@ pub struct ProxyConfig {
     pub tls: Option<TlsConfig>,
     /// `[proxy.auth]`: who checks passwords.
     pub auth: AuthConfig,
-    /// How long a client may take to say who it is and to log in.
-    pub login_timeout: Duration,
-    /// Most client connections at once; the next one is refused with SQLSTATE 53300.
-    pub max_clients: usize,
+    /// What clients must keep to.
+    pub limits: LimitsConfig,
+    /// `[proxy.tcp]`: how dead clients are noticed.
+    pub tcp: TcpConfig,
     /// Most bytes of copied statements and answers that all shadow work together may hold in memory.
     pub shadow_memory_bytes_max: usize,
 }
@@ -234,6 +236,8 @@ pub struct ShadowConfig {
 pub enum FeedKind {
     /// Logical replication; our applier is the only writer.
     Cdc,
+    /// Clients' writes are run on the shadow as well, and committed: for sources without logical decoding.
+    Mirror,
     /// Nothing keeps the shadow in step.
     None,
 }
@@ -246,6 +250,8 @@ pub enum MirrorWrites {
     Off,
     /// Run, measured, compared and rolled back.
     Rehearse,
+    /// Committed: what feed "mirror" does, and only it.
+    Apply,
 }
 
 /// `[database.shadow.revert]`: any one of these drops `serve_reads` to 0 and raises an alert.
@@ -292,6 +298,17 @@ pub struct AdaptConfig {
 pub struct CopyConfig {
     /// Tables copied at the same time.
     pub workers: usize,
+    /// Where big transactions wait that have not ended.
+    pub spool_folder: PathBuf,
+    /// How much of them may wait, in MiB.
+    pub spool_mib_max: u64,
+}
+
+impl Default for CopyConfig {
+    /// As much spooled as a busy server spills itself, well below what a disk for temporary files has.
+    fn default() -> Self {
+        CopyConfig { workers: 2, spool_folder: std::env::temp_dir(), spool_mib_max: 4_096 }
+    }
 }
 
 /// Durations as seconds in JSON.

@@ -27,6 +27,13 @@ pub(super) struct RawProxy {
     pub auth: RawAuth,
     pub login_timeout: Option<Spanned<String>>,
     pub max_clients: Option<Spanned<i64>>,
+    pub max_message: Option<Spanned<String>>,
+    pub client_memory: Option<Spanned<String>>,
+    pub idle_in_transaction_timeout: Option<Spanned<String>>,
+    pub client_idle_timeout: Option<Spanned<String>>,
+    pub query_timeout: Option<Spanned<String>>,
+    #[serde(default)]
+    pub tcp: RawTcp,
     pub shadow_memory: Option<Spanned<String>>,
 }
 
@@ -40,6 +47,15 @@ pub(super) struct RawPool {
     pub server_idle_timeout: Option<Spanned<String>>,
     pub reset_query: Option<Spanned<String>>,
     pub prepared_statements: Option<Spanned<i64>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawTcp {
+    pub keepalive_idle: Option<Spanned<String>>,
+    pub keepalive_interval: Option<Spanned<String>>,
+    pub keepalive_count: Option<Spanned<i64>>,
+    pub user_timeout: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -141,4 +157,6 @@ pub(super) struct RawAdapt {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawCopy {
     pub workers: Option<Spanned<i64>>,
+    pub spool_folder: Option<Spanned<String>>,
+    pub spool_max: Option<Spanned<String>>,
 }

@@ -1,6 +1,7 @@
 //! `postgres://user:secret@host:port/dbname?sslmode=…` as a type that cannot print its secret.
 //! Source: PostgreSQL documentation, "Connection Strings" (libpq-connect).
 
+use super::TcpConfig;
 use std::{fmt, path::PathBuf, time::Duration};
 
 /// Text that prints as `***` everywhere.
@@ -94,6 +95,8 @@ pub struct ServerUrl {
     pub sslmode: SslMode,
     /// Everything else about TLS.
     pub tls: ServerTls,
+    /// `keepalives…` and `tcp_user_timeout`
+    pub tcp: TcpConfig,
 }
 
 impl SslMode {
@@ -138,10 +141,14 @@ impl ServerUrl {
         };
         let mut host = decode(host.trim_start_matches('[').trim_end_matches(']'))?;
         let mut query_tls = QueryTls::default();
+        let mut tcp = TcpConfig::SERVERS;
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             match (key, decode(value)?.as_str()) {
                 ("host", value) if host.is_empty() => host = value.to_owned(),
+                ("keepalives" | "keepalives_idle" | "keepalives_interval" | "keepalives_count" | "tcp_user_timeout", value) => {
+                    take_tcp(&mut tcp, key, value)?;
+                }
                 (key, value) => query_tls.take(key, value)?,
             }
         }
@@ -151,7 +158,7 @@ impl ServerUrl {
         let user = decode(user)?;
         let dbname = if dbname.is_empty() { user.clone() } else { decode(dbname)? };
         let (sslmode, tls) = query_tls.finish()?;
-        Ok(ServerUrl { host, port, user, password: password.map(Secret::new), dbname, sslmode, tls })
+        Ok(ServerUrl { host, port, user, password: password.map(Secret::new), dbname, sslmode, tls, tcp })
     }
 
     /// The same server, as another user.
@@ -239,7 +246,7 @@ impl QueryTls {
             (key, _) => {
                 return Err(format!(
                     "`{key}` is not a url parameter that understudy knows (host, sslmode, sslrootcert, sslcert, sslkey, \
-                     sslnegotiation, channel_binding)"
+                     sslnegotiation, channel_binding, keepalives, keepalives_idle, keepalives_interval, keepalives_count, tcp_user_timeout)"
                 ));
             }
         }
@@ -270,6 +277,24 @@ impl QueryTls {
         };
         Ok((sslmode, ServerTls { roots: self.roots, identity, direct: self.direct, channel_binding: self.channel_binding }))
     }
+}
+
+/// Seconds, probes and (for `tcp_user_timeout`) milliseconds; 0: the operating system's.
+fn take_tcp(tcp: &mut TcpConfig, key: &str, value: &str) -> Result<(), String> {
+    let number: u32 = value.parse().ok().filter(|number| *number <= 32_767 || key == "tcp_user_timeout").ok_or_else(|| {
+        let unit = if key == "tcp_user_timeout" { "milliseconds" } else { "0 to 32767" };
+        format!("{key} is a number ({unit}), not `{value}`")
+    })?;
+    let seconds = (number > 0).then(|| Duration::from_secs(number.into()));
+    match (key, &mut tcp.keepalive) {
+        ("keepalives", keepalive) if number == 0 => *keepalive = None,
+        ("tcp_user_timeout", _) => tcp.user_timeout = (number > 0).then(|| Duration::from_millis(number.into())),
+        ("keepalives_idle", Some(keepalive)) => keepalive.idle = seconds,
+        ("keepalives_interval", Some(keepalive)) => keepalive.interval = seconds,
+        ("keepalives_count", Some(keepalive)) => keepalive.count = (number > 0).then_some(number.min(127)),
+        _ => {} // switched off: how is of no concern
+    }
+    Ok(())
 }
 
 impl fmt::Display for ServerUrl {
@@ -306,6 +331,7 @@ fn decode(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Keepalive;
 
     #[test]
     fn parses_and_hides_the_password() {
@@ -338,6 +364,16 @@ mod tests {
     }
 
     #[test]
+    fn says_when_a_server_counts_as_gone() {
+        let url = |query: &str| ServerUrl::parse(&format!("postgres://a@h/d?{query}")).unwrap().tcp;
+        assert_eq!(url(""), TcpConfig::SERVERS);
+        assert_eq!(url("keepalives=0&keepalives_idle=5").keepalive, None);
+        let tcp = url("keepalives_idle=5&keepalives_interval=0&keepalives_count=2&tcp_user_timeout=1500");
+        assert_eq!(tcp.keepalive, Some(Keepalive { idle: Some(Duration::from_secs(5)), interval: None, count: Some(2) }));
+        assert_eq!(tcp.user_timeout, Some(Duration::from_millis(1500)));
+    }
+
+    #[test]
     fn says_what_is_wrong() {
         for (text, part) in [
             ("http://x", "postgres://"),
@@ -352,6 +388,7 @@ mod tests {
             ("postgres://a@h/d?sslnegotiation=direct", "sslmode=require"),
             ("postgres://a@h/d?sslcert=x.crt", "both"),
             ("postgres://a@h/d?channel_binding=yes", "require"),
+            ("postgres://a@h/d?keepalives_idle=soon", "keepalives_idle is a number"),
             ("postgres://a@h/d?foo=1", "`foo`"),
         ] {
             let error = ServerUrl::parse(text).unwrap_err();

@@ -78,6 +78,8 @@ pub enum Command {
     },
     /// `SHADOW START <shadow>`: create the shadow (schema, copy) and keep it in step.
     ShadowStart(String),
+    /// `SHADOW RESYNC <shadow>`: a feed that has lost its place: compare, write what differs, go on.
+    ShadowResync(String),
     /// `SHADOW STOP <shadow>`: stop the feed and remove slot, publication and triggers from the servers.
     ShadowStop(String),
     /// `FAULT LOSE CHANGE <shadow>`: for tests of the validation; refused unless the process was started for it.
@@ -146,6 +148,7 @@ impl fmt::Display for Command {
                 f.write_str(if *repair { " REPAIR" } else { "" })
             }
             Command::ShadowStart(shadow) => write!(f, "SHADOW START {}", Name(shadow)),
+            Command::ShadowResync(shadow) => write!(f, "SHADOW RESYNC {}", Name(shadow)),
             Command::ShadowStop(shadow) => write!(f, "SHADOW STOP {}", Name(shadow)),
             Command::FaultLoseChange(shadow) => write!(f, "FAULT LOSE CHANGE {}", Name(shadow)),
             Command::Shutdown => f.write_str("SHUTDOWN"),

@@ -4,7 +4,7 @@
 use super::dispatch::exit_code_of;
 use crate::{
     backend::{BackendError, Connection},
-    config::{Secret, ServerTls, ServerUrl, SslMode},
+    config::{Secret, ServerTls, ServerUrl, SslMode, TcpConfig},
     wire::{
         WireError,
         backend::{ErrorFields, RowDescription, data_row},
@@ -60,6 +60,7 @@ pub async fn run(target: CtlTarget, words: &str, json: bool) -> Output {
         dbname: "understudy".into(),
         sslmode: SslMode::Disable,
         tls: ServerTls::default(),
+        tcp: TcpConfig::SERVERS,
     };
     let mut output = Output::default();
     let result = async {

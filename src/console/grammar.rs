@@ -60,6 +60,11 @@ pub const FORMS: &[Form] = &[
     form("ROLLBACK", "ROLLBACK <database>", "make the old source the owner again, without losing a row"),
     form("VERIFY", "VERIFY <shadow> [TABLE <table>] [REPAIR]", "compare the rows of both sides, live; REPAIR writes the owner's rows"),
     form("SHADOW START", "SHADOW START <shadow>", "copy schema and rows to the shadow and keep it in step"),
+    form(
+        "SHADOW RESYNC",
+        "SHADOW RESYNC <shadow>",
+        "a feed that lost its slot or its owner: compare both sides, write what differs, go on",
+    ),
     form("SHADOW STOP", "SHADOW STOP <shadow>", "stop the feed and remove slot, publication and triggers"),
     form("REMOVE LEFTOVERS", "REMOVE LEFTOVERS <database>", "take away what feeds that are not started left on its servers"),
     form("SHUTDOWN", "SHUTDOWN", "end the process in good order"),

@@ -116,6 +116,7 @@ impl Parser<'_> {
             "SHIFT" if self.take("START") => Command::ShiftStart(self.name("SHIFT START")?),
             "SHIFT" if self.take("STOP") => Command::ShiftStop(self.name("SHIFT STOP")?),
             "SHADOW" if self.take("START") => Command::ShadowStart(self.name("SHADOW START")?),
+            "SHADOW" if self.take("RESYNC") => Command::ShadowResync(self.name("SHADOW RESYNC")?),
             "SHADOW" if self.take("STOP") => Command::ShadowStop(self.name("SHADOW STOP")?),
             "REVERT" => Command::Revert(self.name("REVERT")?),
             "CUTOVER" => {

@@ -3,6 +3,7 @@
 use super::{
     Controller,
     managed::{Managed, ManagedShadow, lock},
+    mirror::{MirrorFollower, Mirrored},
 };
 use crate::{
     backend::{self, ControlError},
@@ -64,6 +65,7 @@ impl Controller {
             Command::Rollback(database) => self.rollback(&database).await,
             Command::Verify { shadow, table, repair } => self.verify(&shadow, table, repair, who).await,
             Command::ShadowStart(name) => self.shadow_start(&name),
+            Command::ShadowResync(name) => self.shadow_resync(&name, who).await,
             Command::ShadowStop(name) => self.shadow_stop(&name).await,
             Command::FaultLoseChange(name) => self.lose_change(&name),
             Command::Shutdown => {
@@ -149,7 +151,8 @@ impl Controller {
 
     fn shadow_start(&self, name: &str) -> Result<Answer, CommandError> {
         let (managed, shadow) = self.shadow(name)?;
-        if shadow.config.load().feed != FeedKind::Cdc {
+        let kind = shadow.config.load().feed;
+        if kind == FeedKind::None {
             return Err(CommandError::Refused(format!("shadow {name} has feed \"none\" in proxy.toml: nothing to start")));
         }
         if managed.database.route.load().owner.name != "source" {
@@ -166,7 +169,12 @@ impl Controller {
             return Err(CommandError::Refused(format!("shadow {name} is already started: SHOW FEED says how far it is")));
         }
         self.repository.set_started(&managed.database.name, name, true).map_err(failed)?;
-        managed.start_feed(shadow, Direction::Forward, Start::Copy, &self.repository);
+        match kind {
+            FeedKind::Mirror => managed.start_mirror(shadow, &self.repository),
+            FeedKind::Cdc | FeedKind::None => {
+                managed.start_feed(shadow, Direction::Forward, Start::Copy, &self.repository);
+            }
+        }
         self.repository.record(
             Severity::Info,
             "cdc",
@@ -178,6 +186,31 @@ impl Controller {
         Ok(tagged(
             "SHADOW START",
             format!("shadow {name} is being created: schema, data, then the change stream. SHOW FEED shows progress and time left"),
+        ))
+    }
+
+    async fn shadow_resync(&self, name: &str, who: &str) -> Result<Answer, CommandError> {
+        let (managed, shadow) = self.shadow(name)?;
+        let _turn = managed.switching.try_lock().map_err(|_| CommandError::Refused("a cutover is running: wait for its end".into()))?;
+        let Some((feed, direction)) = shadow.feed() else {
+            return Err(CommandError::Refused(format!("shadow {name} has no feed: SHADOW START {name} copies it")));
+        };
+        if !feed.state().state.starts_with("failed") {
+            return Err(CommandError::Refused(format!(
+                "the feed of {name} has not lost its place: SHOW FEED says how it is, VERIFY {name} REPAIR puts rows right while it runs"
+            )));
+        }
+        shadow.stop_serving();
+        shadow.route.in_step.store(false, Ordering::SeqCst);
+        feed.stop().await;
+        managed.start_feed(shadow, direction, Start::Resync, &self.repository);
+        let message = format!("{who} asked for a resync of {name}: both sides are compared, and what differs is written");
+        self.repository.record(Severity::Info, "cdc", &managed.database.name, name, &message, json!({}));
+        Ok(tagged(
+            "SHADOW RESYNC",
+            format!(
+                "{name} is compared with the owner, and only what differs is written; then it follows again. SHOW FEED shows progress and time left"
+            ),
         ))
     }
 
@@ -193,6 +226,7 @@ impl Controller {
         self.repository.set_started(&managed.database.name, name, false).map_err(failed)?;
         shadow.stop_serving();
         shadow.route.in_step.store(false, Ordering::SeqCst);
+        shadow.route.mirror.record(false);
         let feed = lock(&shadow.feed).take();
         shadow.route.freshness.store(None);
         *lock(&shadow.adapter) = None;
@@ -253,6 +287,7 @@ impl Controller {
 
     fn shift_start(&self, name: &str, who: &str) -> Result<Answer, CommandError> {
         let (managed, shadow) = self.shadow(name)?;
+        answers_reads(shadow)?;
         let feed = shadow.feed().filter(|(feed, direction)| *direction == Direction::Forward && feed.is_streaming());
         if feed.is_none() {
             return Err(CommandError::Refused(format!("shadow {name} is not in step with the source: SHOW FEED says why")));
@@ -297,6 +332,7 @@ impl Controller {
 
     async fn simulate(&self, name: &str, percent: f64, duration: Duration) -> Result<Answer, CommandError> {
         let (managed, shadow) = self.shadow(name)?;
+        answers_reads(shadow)?;
         let _turn = shadow
             .busy
             .try_lock()
@@ -440,6 +476,9 @@ impl Controller {
 
     async fn cutover(&self, name: &str, dry_run: bool) -> Result<Answer, CommandError> {
         let (managed, shadow) = self.shadow(name)?;
+        if shadow.config.load().feed == FeedKind::Mirror {
+            return Err(CommandError::Refused(mirror_is_less(shadow)));
+        }
         if managed.database.route.load().owner == shadow.route.target {
             return Err(CommandError::Refused(format!("{name} already owns the writes of {}", managed.database.name)));
         }
@@ -538,7 +577,12 @@ impl Controller {
         let spec = managed.feed_spec(shadow, direction);
         let options = validate::Options { tables: table.map(|table| vec![table]), repair, ..validate::Options::default() };
         let progress = validate::Progress::default();
-        let report = validate::verify(&spec.from, &spec.to, Some(&FeedFollower(feed)), &options, &progress).await.map_err(failed)?;
+        let report = if shadow.config.load().feed == FeedKind::Mirror {
+            let follower = MirrorFollower(Mirrored::new(managed.clone(), shadow.clone()));
+            validate::verify(&spec.from, &spec.to, Some(&follower), &options, &progress).await.map_err(failed)?
+        } else {
+            validate::verify(&spec.from, &spec.to, Some(&FeedFollower(feed)), &options, &progress).await.map_err(failed)?
+        };
         let columns = ["table", "rows", "differences", "seconds", "examples"].map(String::from).to_vec();
         let describe = |table: &validate::TableReport| {
             let examples = table.examples.iter().map(|difference| difference.to_string()).collect::<Vec<_>>().join("; ");
@@ -599,6 +643,31 @@ impl Controller {
         self.repository.record(Severity::Alert, "validate", &managed.database.name, name, &message, data);
         Err(CommandError::Refused(message))
     }
+}
+
+/// Why a shadow that is fed by mirrored writes cannot take over, with what is known of it.
+fn mirror_is_less(shadow: &ManagedShadow) -> String {
+    let mirror = &shadow.route.mirror;
+    format!(
+        "{} is fed by mirrored writes, for which no cutover is offered: it ran clients' statements, not the source's rows, so that now(), \
+         random() and sequences under concurrency may have given it other values; writes that went around understudy are not there; {} \
+         transactions are known to have diverged (SHOW FEED). There is no way back from it either, since nothing carries its writes to the \
+         source. To move to it all the same: PAUSE, VERIFY {} REPAIR until nothing differs, then point the applications at it",
+        shadow.name(),
+        mirror.diverged.get(),
+        shadow.name()
+    )
+}
+
+fn answers_reads(shadow: &ManagedShadow) -> Result<(), CommandError> {
+    if shadow.config.load().feed == FeedKind::Mirror {
+        let name = shadow.name();
+        return Err(CommandError::Refused(format!(
+            "{name} is fed by mirrored writes: its rows are not proven to be the owner's, so it answers no reads; they can be sampled \
+             (SET {name} sample_reads = 10)"
+        )));
+    }
+    Ok(())
 }
 
 /// The feed as the validator sees it.

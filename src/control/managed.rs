@@ -1,6 +1,6 @@
 //! One database and its shadows as the control plane holds them.
 
-use super::health::ServerHealth;
+use super::{health::ServerHealth, mirror::Mirrored};
 use crate::{
     cdc::{Direction, Fault, Feed, FeedSpec, Start},
     config::{DatabaseConfig, FeedKind, MirrorWrites, ShadowConfig},
@@ -15,6 +15,7 @@ use crate::{
         database::Database,
         fence::Fence,
         ladder::Ladder,
+        mirror::{self, Mirror},
         observations::Observations,
         rehearsal::Freshness,
         route::{Breaker, Percent, Route, ShadowRoute, Target},
@@ -103,7 +104,7 @@ impl Managed {
             .map(|shadow| {
                 let (queue, ends) = CopyQueue::new(COPY_WORKERS, budget.clone());
                 queues.push(ends);
-                Arc::new(ManagedShadow::new(shadow, queue))
+                Arc::new(ManagedShadow::new(shadow, queue, budget))
             })
             .collect();
         let owner_target = match owner {
@@ -124,6 +125,9 @@ impl Managed {
             for end in ends {
                 tokio::spawn(comparator::work(database.clone(), shadow.route.clone(), end));
             }
+        }
+        for shadow in shadows.iter().filter(|shadow| shadow.config.load().feed == FeedKind::Mirror) {
+            tokio::spawn(mirror::apply(database.clone(), shadow.route.clone()));
         }
         Arc::new(Managed {
             config: ArcSwap::from_pointee(config.clone()),
@@ -168,14 +172,16 @@ impl Managed {
             Direction::Forward => (source, shadow_url),
             Direction::Reverse => (shadow_url, source),
         };
-        FeedSpec {
-            database: self.database.name.clone(),
-            shadow: config.name.clone(),
-            direction,
-            from,
-            to,
-            copy_workers: config.copy.workers,
-        }
+        FeedSpec { database: self.database.name.clone(), shadow: config.name.clone(), direction, from, to, copy: config.copy.clone() }
+    }
+
+    /// Starts a feed that lives by mirrored writes.
+    pub fn start_mirror(self: &Arc<Self>, shadow: &Arc<ManagedShadow>, repository: &Repository) {
+        let adapter = Arc::new(Adapter::new(self.database.name.clone(), shadow.name(), repository.clone(), shadow.auto_approve.clone()));
+        let boundary = Arc::new(Mirrored::new(self.clone(), shadow.clone()).waiting());
+        let feed = Feed::start_mirrored(self.feed_spec(shadow, Direction::Forward), boundary, adapter.clone(), repository.clone());
+        *lock(&shadow.adapter) = Some(adapter);
+        *lock(&shadow.feed) = Some((feed, Direction::Forward));
     }
 
     /// Starts a feed and makes the shadow follow it.
@@ -191,7 +197,7 @@ impl Managed {
 }
 
 impl ManagedShadow {
-    fn new(config: &ShadowConfig, queue: CopyQueue) -> Self {
+    fn new(config: &ShadowConfig, queue: CopyQueue, budget: &Arc<ByteBudget>) -> Self {
         let route = ShadowRoute {
             target: Arc::new(Target { name: config.name.clone(), url: config.url.clone() }),
             sample_reads: Percent::new(config.sample_reads),
@@ -200,9 +206,11 @@ impl ManagedShadow {
             in_step: AtomicBool::new(false),
             fence: Fence::default(),
             freshness: arc_swap::ArcSwapOption::empty(),
+            mirror: Mirror::new(budget.clone()),
             queue,
             observations: Observations::new(config.revert.window),
             breaker: Breaker::default(),
+            copy_breaker: Breaker::default(),
             hedge_after: config.hedge_after,
         };
         ManagedShadow {

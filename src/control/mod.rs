@@ -7,6 +7,7 @@ mod commands;
 mod health;
 mod managed;
 mod metrics;
+mod mirror;
 mod operator;
 mod reload;
 mod show;

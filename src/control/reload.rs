@@ -76,6 +76,12 @@ impl Controller {
                 managed.database.name
             )));
         }
+        if key == "serve_reads" && changed.serve_reads > 0.0 && changed.feed == FeedKind::Mirror {
+            return Err(CommandError::Refused(format!(
+                "{} is fed by mirrored writes and answers no reads; they can be sampled",
+                changed.name
+            )));
+        }
         if key == "serve_reads" && changed.serve_reads > 0.0 && !shadow.route.in_step.load(Ordering::SeqCst) {
             return Err(CommandError::Refused(format!("shadow {name} is not in step with the source: SHOW FEED says why")));
         }

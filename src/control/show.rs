@@ -86,13 +86,21 @@ impl Controller {
 
     fn show_config(&self) -> Answer {
         let config = self.config.load();
+        let limits = &config.proxy.limits;
+        let seconds = |time: Option<std::time::Duration>| time.map_or(json!("off"), |time| json!(format!("{} s", time.as_secs_f64())));
         let mut rows = vec![
             vec![json!("file"), json!(self.config_path.display().to_string())],
             vec![json!("proxy.listen"), json!(config.proxy.listen.to_string())],
             vec![json!("proxy.http"), json!(config.proxy.http.map(|address| address.to_string()))],
             vec![json!("proxy.metadata"), json!(format!("sqlite:{}", config.proxy.metadata.display()))],
             vec![json!("proxy.pool_mode"), json!(config.proxy.pool.mode.as_str())],
-            vec![json!("proxy.max_clients"), json!(config.proxy.max_clients)],
+            vec![json!("proxy.max_clients"), json!(limits.clients_max)],
+            vec![json!("proxy.max_message"), json!(limits.message_bytes_max)],
+            vec![json!("proxy.client_memory"), json!(limits.client_bytes_max)],
+            vec![json!("proxy.login_timeout"), seconds(Some(limits.login_timeout))],
+            vec![json!("proxy.idle_in_transaction_timeout"), seconds(limits.idle_in_transaction_timeout)],
+            vec![json!("proxy.client_idle_timeout"), seconds(limits.client_idle_timeout)],
+            vec![json!("proxy.query_timeout"), seconds(limits.query_timeout)],
             vec![json!("proxy.shadow_memory"), json!(config.proxy.shadow_memory_bytes_max)],
         ];
         for managed in &self.databases {

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     auth::{AuthError, Policy},
     cdc::{Direction, Start},
-    config::{self, Config, ConfigError, DatabaseConfig},
+    config::{self, Config, ConfigError, DatabaseConfig, FeedKind},
     console,
     cutover::recover::{self, Unfinished},
     metadata::{MetadataError, Owner, Repository, Severity},
@@ -113,6 +113,7 @@ pub enum StartError {
 /// [`StartError`]
 pub async fn run(path: &Path, takeover: bool) -> Result<(), StartError> {
     let config = config::load(path)?;
+    raise_descriptors();
     let handover = match takeover {
         true => takeover::ask(&config.proxy.metadata).await.map_err(StartError::Takeover)?,
         false => None,
@@ -190,6 +191,16 @@ pub async fn run(path: &Path, takeover: bool) -> Result<(), StartError> {
     controller.stop_listening().await;
     tasks.abort_all();
     Ok(())
+}
+
+/// Each client takes two descriptors, and shells give 1024 where the system allows many more.
+fn raise_descriptors() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
 }
 
 /// After a takeover: until the last session has ended.
@@ -300,7 +311,25 @@ fn front_door(config: &Config, databases: &[Arc<Managed>], handle: &Arc<OnceLock
 
 /// What clients must keep to.
 pub(super) fn limits(config: &Config) -> Limits {
-    Limits { clients_max: config.proxy.max_clients, login_timeout: config.proxy.login_timeout }
+    let config::LimitsConfig {
+        clients_max,
+        login_timeout,
+        message_bytes_max,
+        client_bytes_max,
+        idle_in_transaction_timeout,
+        client_idle_timeout,
+        query_timeout,
+    } = config.proxy.limits;
+    Limits {
+        clients_max,
+        login_timeout,
+        message_bytes_max,
+        client_bytes_max,
+        idle_in_transaction: idle_in_transaction_timeout,
+        client_idle: client_idle_timeout,
+        query: query_timeout,
+        tcp: config.proxy.tcp,
+    }
 }
 
 /// Reads the files that say who may come in.
@@ -438,12 +467,16 @@ fn resume(controller: &Arc<Controller>, managed: &Arc<Managed>, recovery: Recove
 }
 
 /// Goes on with the feeds that an operator had started, but for one that runs already.
-pub(super) fn resume_feeds(controller: &Controller, managed: &Managed, running: Option<&str>) -> Result<(), StartError> {
+pub(super) fn resume_feeds(controller: &Controller, managed: &Arc<Managed>, running: Option<&str>) -> Result<(), StartError> {
     let owner = managed.database.route.load().owner.clone();
     let name = &managed.database.name;
     for shadow in &managed.shadows {
         let started = controller.repository.is_started(name, &shadow.name())?;
         if !started || running == Some(&shadow.name()) {
+            continue;
+        }
+        if shadow.config.load().feed == FeedKind::Mirror {
+            managed.start_mirror(shadow, &controller.repository);
             continue;
         }
         let direction = if shadow.route.target == owner { Direction::Reverse } else { Direction::Forward };

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     cdc::Direction,
+    config::FeedKind,
     console::state::{CompareState, DatabaseState, FeedState, ProposalView, RehearsalState, ServedState, ShadowState, State},
     traffic::database::monotonic_ms,
 };
@@ -84,7 +85,13 @@ fn shadow_state(managed: &Managed, shadow: &ManagedShadow) -> ShadowState {
         sample_reads: route.sample_reads.get(),
         serve_reads: route.serve_reads.get(),
         resources: lock(&shadow.health).resources.clone(),
-        mirror_writes: if route.rehearse.load(Ordering::SeqCst) { "rehearse".into() } else { "off".into() },
+        mirror_writes: if config.feed == FeedKind::Mirror {
+            "apply".into()
+        } else if route.rehearse.load(Ordering::SeqCst) {
+            "rehearse".into()
+        } else {
+            "off".into()
+        },
         health,
         feed: feed_state(shadow),
         shift: lock(&shadow.ladder).describe(&config.shift, Instant::now()),
@@ -122,6 +129,7 @@ fn shadow_state(managed: &Managed, shadow: &ManagedShadow) -> ShadowState {
 pub(super) fn feed_state(shadow: &ManagedShadow) -> FeedState {
     match shadow.feed() {
         None => FeedState { state: "none".into(), ..FeedState::default() },
+        Some((feed, _)) if shadow.config.load().feed == FeedKind::Mirror => mirror_state(shadow, feed.state()),
         Some((feed, direction)) => FeedState {
             direction: match direction {
                 Direction::Forward => "forward".into(),
@@ -130,4 +138,27 @@ pub(super) fn feed_state(shadow: &ManagedShadow) -> FeedState {
             ..feed.state()
         },
     }
+}
+
+/// A feed of mirrored writes: what has diverged takes the place of findings.
+fn mirror_state(shadow: &ManagedShadow, state: FeedState) -> FeedState {
+    let mirror = &shadow.route.mirror;
+    let diverged = mirror.diverged.get();
+    let mut shown = FeedState {
+        direction: "mirror".into(),
+        transactions: mirror.applied.get(),
+        findings: diverged,
+        finding_examples: mirror.reasons.counts().into_iter().map(|(reason, number)| format!("{number} x {reason}")).collect(),
+        ..state
+    };
+    shown.lag_ms.now = mirror.lag().as_secs_f64() * 1000.0;
+    if shown.state == "mirroring" {
+        shown.state = format!(
+            "mirroring: {} transactions applied, {} wait, {diverged} diverged{}",
+            mirror.applied.get(),
+            mirror.waiting(),
+            if diverged > 0 { " (VERIFY … REPAIR puts rows right)" } else { "" }
+        );
+    }
+    shown
 }

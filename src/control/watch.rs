@@ -6,7 +6,8 @@ use super::{
     managed::{Managed, ManagedShadow, lock},
 };
 use crate::{
-    cdc::Direction,
+    cdc::{Direction, Feed},
+    config::FeedKind,
     lsn::Lsn,
     metadata::{ProposalState, Severity},
     sql::CatalogFacts,
@@ -117,6 +118,13 @@ async fn fence(managed: Arc<Managed>, shadow: Arc<ManagedShadow>) {
         }
         let (number, position, epoch) = *ticks.borrow_and_update();
         let Some((feed, direction)) = shadow.feed() else { continue };
+        if shadow.config.load().feed == FeedKind::Mirror {
+            // What was acknowledged before the tick has been handed over before it.
+            if feed.is_streaming() && shadow.route.mirror.drained(Duration::from_secs(2)).await {
+                shadow.route.fence.pass(number);
+            }
+            continue;
+        }
         // a position means something to a feed from the server it was read on only
         let comparable = || managed.database.route.load().epoch == epoch && managed.feeds_from_owner(direction);
         if !comparable() {
@@ -129,6 +137,10 @@ async fn fence(managed: Arc<Managed>, shadow: Arc<ManagedShadow>) {
     }
 }
 
+fn lag_of(shadow: &ManagedShadow, feed: &Feed) -> Duration {
+    if shadow.config.load().feed == FeedKind::Mirror { shadow.route.mirror.lag() } else { feed.lag() }
+}
+
 /// Judges a shadow's health; goes back or climbs.
 async fn judge_and_climb(controller: Arc<Controller>, managed: Arc<Managed>, shadow: Arc<ManagedShadow>) {
     let mut interval = tokio::time::interval(JUDGE_INTERVAL);
@@ -138,9 +150,9 @@ async fn judge_and_climb(controller: Arc<Controller>, managed: Arc<Managed>, sha
             continue;
         }
         let max_lag = shadow.config.load().revert.max_lag;
-        let in_step = shadow
-            .feed()
-            .is_some_and(|(feed, direction)| managed.feeds_from_owner(direction) && feed.is_streaming() && feed.lag() <= max_lag);
+        let in_step = shadow.feed().is_some_and(|(feed, direction)| {
+            managed.feeds_from_owner(direction) && feed.is_streaming() && lag_of(&shadow, &feed) <= max_lag
+        });
         let was_in_step = shadow.route.in_step.swap(in_step, Ordering::SeqCst);
         let serving = shadow.route.serve_reads.get();
         if serving <= 0.0 {
@@ -156,7 +168,7 @@ async fn judge_and_climb(controller: Arc<Controller>, managed: Arc<Managed>, sha
             shadow.route.observations.unavailable(now);
         }
         let lag = match shadow.feed() {
-            Some((feed, _)) => feed.lag(),
+            Some((feed, _)) => lag_of(&shadow, &feed),
             None => Duration::MAX,
         };
         let (health, first_bad) = shadow.route.observations.health(lag, now);

@@ -9,7 +9,7 @@ mod system;
 pub(crate) use system::tail;
 pub use system::{find_client, find_programs, free_port};
 
-use crate::config::{Secret, ServerTls, ServerUrl, SslMode};
+use crate::config::{Secret, ServerTls, ServerUrl, SslMode, TcpConfig};
 use std::{
     fs, io,
     os::unix::{fs::PermissionsExt, process::CommandExt},
@@ -230,6 +230,7 @@ impl Server {
             dbname: dbname.to_owned(),
             sslmode: SslMode::Disable,
             tls: ServerTls::default(),
+            tcp: TcpConfig::SERVERS,
         }
     }
 

@@ -135,6 +135,15 @@ impl Repository {
         Ok(connection.last_insert_rowid())
     }
 
+    /// Replaces what a proposal suggests: the owner has renamed what it is about.
+    ///
+    /// # Errors
+    /// [`MetadataError`]
+    pub fn revise(&self, id: i64, draft: &ProposalDraft) -> Result<(), MetadataError> {
+        self.lock().execute("UPDATE proposal SET draft=?2 WHERE id=?1", (id, serde_json::to_string(draft)?))?;
+        Ok(())
+    }
+
     /// Records what became of a proposal.
     ///
     /// # Errors

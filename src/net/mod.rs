@@ -10,10 +10,13 @@ pub mod certificate;
 mod connector;
 mod files;
 mod stream;
+mod tcp;
 mod tls;
 
+pub use crate::config::TcpConfig;
 pub use acceptor::{Acceptor, ClientTls};
 pub use connector::{connect as connect_tls, server_end_point};
 pub use files::{TlsError, changed_at};
 pub use stream::Stream;
+pub use tcp::tune;
 pub use tls::Tls;

@@ -127,6 +127,15 @@ impl Stream {
         }
     }
 
+    /// The TCP connection below, if that is what there is.
+    pub fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Stream::Tcp(stream) => Some(stream),
+            Stream::Unix(_) => None,
+            Stream::Tls(tls) => tls.socket().tcp(),
+        }
+    }
+
     /// The TLS session, if there is one.
     pub fn tls(&self) -> Option<&Tls> {
         match self {

@@ -85,6 +85,11 @@ impl Tls {
         Ok(Tls { socket: self.socket.rebind()?, ..self })
     }
 
+    /// What carries the records.
+    pub(super) fn socket(&self) -> &Stream {
+        &self.socket
+    }
+
     /// What the handshake has agreed upon.
     pub fn session(&self) -> &Connection {
         &self.session

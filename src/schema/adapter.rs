@@ -6,6 +6,8 @@ use super::{
     message::Message,
     plan::Planned,
     policy,
+    quote::{self, parse_object},
+    renames::Rename,
 };
 use crate::{
     lsn::Lsn,
@@ -254,9 +256,7 @@ impl Adapter {
                 if draft.outside_transaction {
                     adaptation.run_after.push((id, draft.sql));
                 } else {
-                    if draft.sql.iter().any(|sql| renamed(sql).is_some()) {
-                        self.rebase_pending(&draft)?;
-                    }
+                    self.rebase_pending(&draft.sql)?;
                     adaptation.run_now.push((id, draft.sql));
                 }
             } else if let (true, Some((schema, table))) = (draft.holds_table, &step.table) {
@@ -273,81 +273,55 @@ impl Adapter {
     }
 
     fn propose(&self, draft: &ProposalDraft, reusable: &mut BTreeSet<i64>) -> Result<i64, SchemaError> {
-        for id in reusable.iter().copied().collect::<Vec<_>>() {
-            if self.repository.proposal(id).is_ok_and(|stored| stored.draft == *draft) {
-                reusable.remove(&id);
-                return Ok(id);
+        let stored: Vec<_> = reusable.iter().filter_map(|id| self.repository.proposal(*id).ok()).collect();
+        let same = stored.iter().find(|stored| stored.draft == *draft);
+        // A later rename of the same transaction has revised it; that comes again, too.
+        let revised = || stored.iter().find(|stored| (&stored.draft.kind, &stored.draft.change) == (&draft.kind, &draft.change));
+        if let Some(found) = same.or_else(revised) {
+            if found.draft != *draft {
+                self.repository.revise(found.id, draft)?;
             }
+            reusable.remove(&found.id);
+            return Ok(found.id);
         }
         Ok(self.repository.propose(&self.database, &self.shadow, draft)?)
     }
 
-    /// A rename overtakes proposals that wait: they are made anew under the new name. Every name in our SQL is quoted, so replacing is exact.
-    fn rebase_pending(&self, rename: &ProposalDraft) -> Result<(), SchemaError> {
-        let replacements: Vec<(String, String)> = rename.sql.iter().filter_map(|sql| renamed(sql)).collect();
+    /// A rename overtakes proposals that wait: they go on under the new name.
+    ///
+    /// # Errors
+    /// [`SchemaError`]
+    pub fn rebase_pending(&self, ran: &[String]) -> Result<(), SchemaError> {
+        let renames: Vec<Rename> = ran.iter().filter_map(|sql| Rename::parse(sql)).collect();
+        if renames.is_empty() {
+            return Ok(());
+        }
         for waiting in self.repository.proposals(Some(&self.database))? {
-            if waiting.shadow != self.shadow || waiting.state != ProposalState::Pending || waiting.draft.holds_table {
+            if waiting.shadow != self.shadow || waiting.state != ProposalState::Pending {
                 continue;
             }
-            let apply = |text: &String| replacements.iter().fold(text.clone(), |text, (from, to)| text.replace(from.as_str(), to));
-            let same_table = waiting.draft.object == rename.object;
-            let touched = |text: &String| same_table && apply(text) != *text;
-            if !waiting.draft.sql.iter().any(touched) {
-                continue;
+            let Some(mut table) = parse_object(&waiting.draft.object) else { continue };
+            let mut draft = waiting.draft.clone();
+            for rename in &renames {
+                for sql in draft.sql.iter_mut().chain(&mut draft.undo) {
+                    *sql = rename.in_statement(&table, sql);
+                }
+                if let Some(name) = rename.of(&table) {
+                    draft.object = quote::plain(&name.0, &name.1);
+                    table = name;
+                }
             }
-            let draft = ProposalDraft {
-                sql: waiting.draft.sql.iter().map(apply).collect(),
-                undo: waiting.draft.undo.iter().map(apply).collect(),
-                ..waiting.draft.clone()
-            };
-            let id = self.repository.propose(&self.database, &self.shadow, &draft)?;
-            self.repository.decide(
-                waiting.id,
-                ProposalState::Superseded,
-                "policy",
-                "",
-                &format!("a rename overtook it: see proposal {id}"),
-            )?;
+            if draft != waiting.draft {
+                self.repository.revise(waiting.id, &draft)?;
+            }
         }
         Ok(())
     }
 }
 
-/// `ALTER TABLE x RENAME …` as (from, to), both spelled as in our other statements.
-fn renamed(sql: &str) -> Option<(String, String)> {
-    let rest = sql.strip_prefix("ALTER TABLE ")?;
-    if let Some((table, names)) = rest.split_once(" RENAME COLUMN ") {
-        let (from, to) = names.split_once(" TO ")?;
-        return Some((format!("ALTER TABLE {table} DROP COLUMN {from}"), format!("ALTER TABLE {table} DROP COLUMN {to}")));
-    }
-    if let Some((table, to)) = rest.split_once(" RENAME TO ") {
-        let schema = table.split_once("\".\"").map(|(schema, _)| format!("{schema}\""))?;
-        return Some((table.to_owned(), format!("{schema}.{to}")));
-    }
-    let (table, schema) = rest.split_once(" SET SCHEMA ")?;
-    let name = table.split_once("\".\"").map(|(_, name)| format!("\"{name}"))?;
-    Some((table.to_owned(), format!("{schema}.{name}")))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn renames_are_read_from_our_own_statements() {
-        for (sql, from, to) in [
-            (r#"ALTER TABLE "public"."a" RENAME TO "b""#, r#""public"."a""#, r#""public"."b""#),
-            (r#"ALTER TABLE "s"."a" SET SCHEMA "z""#, r#""s"."a""#, r#""z"."a""#),
-            (
-                r#"ALTER TABLE "s"."a" RENAME COLUMN "x" TO "y""#,
-                r#"ALTER TABLE "s"."a" DROP COLUMN "x""#,
-                r#"ALTER TABLE "s"."a" DROP COLUMN "y""#,
-            ),
-        ] {
-            assert_eq!(renamed(sql), Some((from.to_owned(), to.to_owned())));
-        }
-        assert_eq!(renamed("ALTER INDEX a RENAME TO b"), None);
-    }
 
     #[test]
     fn a_message_seen_again_finds_the_memory_as_it_was() {

@@ -3,6 +3,7 @@
 //! Event triggers emit a transactional logical message (`pg_logical_emit_message`, prefix [`PREFIX`]) with the catalog's
 //! facts after each DDL statement, never the statement's text: `current_query()` is the whole client string and replaying
 //! it runs things twice. (Its words are looked at once, to find out whether a USING expression can be ruled out.)
+//! Before 14 pgoutput carries no messages: they are rows of a published table instead.
 //! A failing capture must never fail the application's DDL: it emits a message that says so.
 //!
 //! The triggers stay ENABLE (origin), so that what an applier does under `session_replication_role = replica` is not
@@ -16,11 +17,64 @@ use super::{
 /// Prefix of the logical messages that carry DDL.
 pub const PREFIX: &str = "understudy.ddl";
 
+/// How something gets into the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// `pg_logical_emit_message`, which pgoutput carries from 14 on.
+    Messages,
+    /// A row of a published table of ours: for 13.
+    Rows,
+}
+
+/// The table of [`Way::Rows`], published with the others. What is in it has been said.
+pub const MESSAGE_TABLE: &str = "CREATE SCHEMA IF NOT EXISTS understudy;
+CREATE TABLE IF NOT EXISTS understudy.message (id bigserial PRIMARY KEY, prefix text NOT NULL, content text NOT NULL)";
+
+impl Way {
+    /// For a server of this `server_version_num`.
+    pub fn of(version: u32) -> Self {
+        if version >= 140_000 { Way::Messages } else { Way::Rows }
+    }
+
+    /// The statement that says `content` (an SQL expression) under `prefix`, in the transaction that runs it; `call` is the word
+    /// before a function call: `SELECT`, or `PERFORM` in PL/pgSQL.
+    pub fn say(self, call: &str, prefix: &str, content: &str) -> String {
+        let prefix = quote::literal(prefix);
+        match self {
+            Way::Messages => format!("{call} pg_catalog.pg_logical_emit_message(true, {prefix}, {content})"),
+            Way::Rows => format!("INSERT INTO understudy.message (prefix, content) VALUES ({prefix}, {content})"),
+        }
+    }
+}
+
 /// Statements that install the capture for `publication`, to be run as one simple query by a superuser. Running them again
 /// (also for another publication) replaces what is there.
-pub fn install_sql(publication: &str) -> String {
+pub fn install_sql(publication: &str, way: Way) -> String {
     let publication_literal = quote::literal(publication);
     let publication_ident = quote::literal(&quote::ident(publication));
+    let emit = way.say(
+        "PERFORM",
+        PREFIX,
+        &format!(
+            r"(facts || jsonb_build_object(
+    'version', 1, 'event', event,
+    'rewritten', (SELECT jsonb_agg(jsonb_build_object('oid', split_part(r, ':', 1)::bigint, 'reason', split_part(r, ':', 2)::int))
+       FROM regexp_split_to_table(trim(rewritten), ' ') r WHERE r <> ''),
+    -- true: the client sent one plain ALTER TABLE without USING. Anything else (a DO block, a function) counts as unknown.
+    'plain', query ~* '^\s*alter\s+table' AND query !~* '\m(using|select|do|call|execute|perform)\M',
+    'relations', coalesce((SELECT jsonb_agg({RELATION} ORDER BY c.oid) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+       WHERE c.oid = ANY (described) AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relpersistence <> 't' AND {NAMESPACE_IS_USERS}), '[]')
+  ))::text"
+        ),
+    );
+    let failed =
+        way.say("PERFORM", PREFIX, "jsonb_build_object('version', 1, 'event', 'capture_failed', 'tag', tag, 'error', reason)::text");
+    // A row counts with the start of its record, a message with the end of its own, which is the start of the next: a row right behind
+    // the message would be at the same place and could come first. It overtakes this one instead, which says nothing.
+    let after = match way {
+        Way::Messages => "PERFORM pg_logical_emit_message(true, 'understudy.after', '');",
+        Way::Rows => "",
+    };
     format!(
         r#"
 CREATE SCHEMA IF NOT EXISTS understudy;
@@ -35,25 +89,14 @@ BEGIN
   WITH RECURSIVE t(oid) AS (
     SELECT unnest(touched) UNION SELECT i.inhrelid FROM pg_inherits i JOIN t ON i.inhparent = t.oid
   ) SELECT array_agg(oid) INTO described FROM t;
-  PERFORM pg_logical_emit_message(true, '{PREFIX}', (facts || jsonb_build_object(
-    'version', 1, 'event', event,
-    'rewritten', (SELECT jsonb_agg(jsonb_build_object('oid', split_part(r, ':', 1)::bigint, 'reason', split_part(r, ':', 2)::int))
-       FROM regexp_split_to_table(trim(rewritten), ' ') r WHERE r <> ''),
-    -- true: the client sent one plain ALTER TABLE without USING. Anything else (a DO block, a function) counts as unknown.
-    'plain', query ~* '^\s*alter\s+table' AND query !~* '\m(using|select|do|call|execute|perform)\M',
-    'relations', coalesce((SELECT jsonb_agg({RELATION} ORDER BY c.oid) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-       WHERE c.oid = ANY (described) AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relpersistence <> 't' AND {NAMESPACE_IS_USERS}), '[]')
-  ))::text);
-  -- A row counts with the start of its record, a message with the end of its own, which is the start of the next: a row right behind
-  -- the message would be at the same place and could come first. It overtakes this one instead, which says nothing.
-  PERFORM pg_logical_emit_message(true, 'understudy.after', '');
+  {emit};
+  {after}
 END $understudy$;
 
 CREATE OR REPLACE FUNCTION understudy.ddl_failed(tag text, reason text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on AS $understudy$
 BEGIN
-  PERFORM pg_logical_emit_message(true, '{PREFIX}',
-    jsonb_build_object('version', 1, 'event', 'capture_failed', 'tag', tag, 'error', reason)::text);
+  {failed};
 EXCEPTION WHEN OTHERS THEN NULL;
 END $understudy$;
 
@@ -72,7 +115,10 @@ BEGIN
       EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = publication.oid AND r.prrelid = c.oid) AS published,
       EXISTS (SELECT FROM pg_index x WHERE x.indrelid = c.oid AND x.indisprimary) AS keyed
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.oid = ANY (touched) AND c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND {NAMESPACE_IS_USERS}
+    -- A partition that was detached is not named by the command, and is a table of its own from now on.
+    WHERE (c.oid = ANY (touched) OR NOT c.relispartition
+        AND NOT EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = publication.oid AND r.prrelid = c.oid))
+      AND c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND {NAMESPACE_IS_USERS}
       AND NOT EXISTS (SELECT FROM pg_depend x WHERE x.classid = 'pg_class'::regclass AND x.objid = c.oid AND x.deptype = 'e')
   LOOP
     IF NOT relation.keyed AND relation.relreplident = 'd' THEN
@@ -207,9 +253,10 @@ mod tests {
 
     #[test]
     fn a_publication_name_cannot_break_out() {
-        let sql = install_sql("pub'\"x");
+        let sql = install_sql("pub'\"x", Way::Messages);
         assert!(sql.contains(r#"pubname = 'pub''"x'"#));
         assert!(sql.contains(r#"'"pub''""x"'"#));
         assert!(!sql.contains("ENABLE ALWAYS"));
+        assert!(!install_sql("p", Way::Rows).contains("pg_logical_emit_message"));
     }
 }

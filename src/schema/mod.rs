@@ -5,6 +5,7 @@
 //! - `catalog`, `diff`: schemas as values; differences by oid and attribute number, so renames are exact
 //! - `rules`, `plan`, `policy`: what PostgreSQL does with each change (data), our own DDL for it with its undo, who decides. Pure.
 //! - `mapping`: a shadow whose schema differs on purpose. Pure; the applier does not use it yet
+//! - `renames`: what waits under an old name goes on under the new one. Pure
 //! - `foresee`: what a planned migration would do, before it is run
 //! - `adapter`, `steps`, `objects`, `drift`: the engine at work on servers
 //! - `model`, `synthetic`, `fill`: what rules cannot know (the value that old rows get), and plausible values for columns without data
@@ -33,6 +34,7 @@ pub mod plan;
 pub mod policy;
 pub mod poll;
 pub mod quote;
+pub mod renames;
 pub mod rules;
 mod steps;
 pub mod synthetic;

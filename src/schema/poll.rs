@@ -57,11 +57,36 @@ impl Look {
     }
 
     /// A look in which everything that can be compared with what the engine remembers is unknown, so that it is compared, and the
-    /// objects that it remembers and that are gone are still there. Functions, extensions and storage count as they are now.
-    pub fn remembered(&self, known: &super::catalog::Catalog) -> Look {
+    /// objects that it remembers and that are gone are still there. The engine remembers no functions and extensions: those that the
+    /// `follower` does not have in the same way count as changed. Which tables were rewritten since is not known: those whose columns
+    /// changed count as rewritten.
+    pub fn remembered(&self, known: &super::catalog::Catalog, follower: &Look) -> Look {
         let mut look = self.clone();
+        for part in ["functions", "extensions"] {
+            let facts = |object: &Value| {
+                ["schema", "name", "identity", "definition"].map(|key| object.get(key).and_then(Value::as_str).map(str::to_owned))
+            };
+            let theirs: BTreeSet<_> = follower.part(part).map(|(_, object)| facts(object)).collect();
+            look.parts.entry(part).or_default().retain(|_, object| theirs.contains(&facts(object)));
+        }
+        for table in known.tables.values() {
+            let columns = |columns: &Value| -> BTreeSet<String> {
+                let one =
+                    |column: &Value| ["name", "type", "num"].map(|key| column.get(key).map(Value::to_string).unwrap_or_default()).join(" ");
+                columns.as_array().into_iter().flatten().map(one).collect()
+            };
+            let now = self.parts.get("relations").and_then(|relations| relations.get(&table.oid)).and_then(|now| now.get("columns"));
+            let before =
+                json!(table.columns.iter().map(|c| json!({"name": c.name, "type": c.type_name, "num": c.num})).collect::<Vec<_>>());
+            if now.is_some_and(|now| columns(now) != columns(&before)) {
+                look.storage.insert(table.oid.to_string(), Value::Null);
+            }
+        }
         let gone = |part: &'static str, oid: i64, object: Value| (part, oid, object);
-        let tables = known.tables.values().map(|t| gone("relations", t.oid, json!({"schema": t.schema, "name": t.name, "kind": t.kind})));
+        let tables = known.tables.values().map(|t| {
+            let columns: Vec<Value> = t.columns.iter().map(|c| json!({"name": c.name, "type": c.type_name, "num": c.num})).collect();
+            gone("relations", t.oid, json!({"schema": t.schema, "name": t.name, "kind": t.kind, "columns": columns}))
+        });
         let types = known.types.values().map(|t| gone("types", t.oid, json!({"schema": t.schema, "name": t.name, "kind": t.kind})));
         let sequences = known.sequences.values().map(|s| gone("sequences", s.oid, json!({"schema": s.schema, "name": s.name})));
         let schemas = known.schemas.values().map(|s| gone("schemas", s.oid, json!({"name": s.name})));
@@ -76,6 +101,44 @@ impl Look {
 
     fn part(&self, name: &str) -> impl Iterator<Item = (&i64, &Value)> {
         self.parts.get(name).into_iter().flatten()
+    }
+
+    /// Tables (schema, name) of which this look says something else than the one before.
+    pub fn changed_tables(&self, before: &Look) -> BTreeSet<(String, String)> {
+        let old: BTreeMap<&i64, &Value> = before.part("relations").collect();
+        self.tables().filter(|(oid, object)| old.get(oid) != Some(object)).map(|(_, object)| table_name(object)).collect()
+    }
+
+    /// Tables of which rows, sent between the two looks, may have been taken for another table's, or values for another column's, because
+    /// a name means something else than before; and those whose columns changed while they were rewritten: what filled new columns
+    /// may have come and gone.
+    pub fn confusable_tables(&self, before: &Look) -> BTreeSet<(String, String)> {
+        let old: BTreeMap<&i64, &Value> = before.part("relations").collect();
+        let mut found = BTreeSet::new();
+        for (oid, now) in self.tables() {
+            let Some(then) = old.get(oid) else { continue };
+            let (name, earlier) = (table_name(now), table_name(then));
+            let taken = name != earlier && self.tables().any(|(other, object)| other != oid && table_name(object) == earlier);
+            let numbers = |object: &Value| -> BTreeMap<String, i64> {
+                let columns = object.get("columns").and_then(Value::as_array).into_iter().flatten();
+                columns.filter_map(|c| Some((c.get("name")?.as_str()?.to_owned(), c.get("num")?.as_i64()?))).collect()
+            };
+            let then = numbers(then);
+            let key = oid.to_string();
+            let rewritten = before.storage.get(&key).is_some_and(|file| self.storage.get(&key) != Some(file)) && numbers(now) != then;
+            if taken || rewritten || numbers(now).iter().any(|(name, number)| then.get(name).is_some_and(|earlier| earlier != number)) {
+                found.insert(name);
+            }
+        }
+        found
+    }
+
+    /// Tables that are none of another's partitions.
+    fn tables(&self) -> impl Iterator<Item = (&i64, &Value)> {
+        self.part("relations").filter(|(_, object)| {
+            let kind = object.get("kind").and_then(Value::as_str);
+            matches!(kind, Some("r" | "p")) && object.get("is_partition").and_then(Value::as_bool) != Some(true)
+        })
     }
 
     /// Oids of tables that were not there before.
@@ -124,6 +187,11 @@ impl Look {
     }
 }
 
+fn table_name(object: &Value) -> (String, String) {
+    let text = |key: &str| object.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    (text("schema"), text("name"))
+}
+
 /// As `pg_event_trigger_dropped_objects()` would have named it.
 fn gone(part: &str, oid: i64, object: &Value) -> Value {
     let text = |key: &str| object.get(key).and_then(Value::as_str).unwrap_or_default();
@@ -155,6 +223,34 @@ mod tests {
 
     fn look(relations: Value, storage: Value) -> Look {
         Look::parse(&json!({"relations": relations, "storage": storage}).to_string()).unwrap()
+    }
+
+    #[test]
+    fn names_that_mean_something_else_are_found() {
+        let table = |oid: i64, name: &str, columns: &[(&str, i64)]| {
+            let columns: Vec<Value> = columns.iter().map(|(name, num)| json!({"name": name, "num": num, "type": "text"})).collect();
+            json!({"oid": oid, "schema": "s", "name": name, "kind": "r", "columns": columns})
+        };
+        let one = |name: &str, columns: &[(&str, i64)]| look(json!([table(1, name, columns)]), json!({}));
+        let before = one("a", &[("x", 1), ("y", 2)]);
+        let names = |look: &Look| look.confusable_tables(&before).into_iter().map(|(_, name)| name).collect::<Vec<_>>();
+        for harmless in [one("a", &[("x", 1), ("y", 2), ("z", 3)]), one("b", &[("x", 1), ("y", 2)]), one("a", &[("x", 1), ("n", 2)])] {
+            assert!(names(&harmless).is_empty() && harmless.changed_tables(&before).len() == 1);
+        }
+        assert_eq!(names(&one("a", &[("x", 1), ("y", 3)])), ["a"]);
+        assert_eq!(names(&one("a", &[("x", 2), ("y", 1)])), ["a"]);
+        assert_eq!(names(&look(json!([table(1, "b", &[("x", 1)]), table(2, "a", &[("x", 1)])]), json!({}))), ["b"]);
+    }
+
+    #[test]
+    fn what_the_follower_lacks_counts_as_changed() {
+        let functions = |list: Value| Look::parse(&json!({"functions": list}).to_string()).unwrap();
+        let one = |oid: i64, name: &str, body: &str| json!({"oid": oid, "schema": "s", "name": name, "identity": name, "definition": body});
+        let owner = functions(json!([one(1, "same", "a"), one(2, "missing", "a"), one(3, "other", "new")]));
+        let follower = functions(json!([one(7, "same", "a"), one(8, "other", "old"), one(9, "its own", "x")]));
+        let messages = owner.messages(&owner.remembered(&super::super::catalog::Catalog::default(), &follower));
+        let names: Vec<_> = messages[0]["functions"].as_array().unwrap().iter().map(|f| f["name"].clone()).collect();
+        assert_eq!((messages.len(), names), (1, vec![json!("missing"), json!("other")]));
     }
 
     #[test]

@@ -21,6 +21,27 @@ pub fn plain(schema: &str, name: &str) -> String {
     format!("{schema}.{name}")
 }
 
+/// Splits `schema.table`, each part perhaps quoted.
+pub fn parse_object(object: &str) -> Option<(String, String)> {
+    let mut parts = vec![String::new()];
+    let (mut quoted, mut chars) = (false, object.chars().peekable());
+    while let Some(c) = chars.next() {
+        match c {
+            '"' if quoted && chars.peek() == Some(&'"') => {
+                chars.next();
+                parts.last_mut()?.push('"');
+            }
+            '"' => quoted = !quoted,
+            '.' if !quoted => parts.push(String::new()),
+            c => parts.last_mut()?.push(c),
+        }
+    }
+    match <[String; 2]>::try_from(parts) {
+        Ok([schema, table]) if !quoted && !schema.is_empty() && !table.is_empty() => Some((schema, table)),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -33,6 +54,22 @@ mod tests {
         }
         for (text, quoted) in [("a", "'a'"), ("o'k", "'o''k'"), ("a\\'", "E'a\\\\'''"), ("", "''")] {
             assert_eq!(literal(text), quoted);
+        }
+    }
+
+    #[test]
+    fn reads_object_names() {
+        let some = |schema: &str, table: &str| Some((schema.to_owned(), table.to_owned()));
+        for (text, expected) in [
+            ("public.orders", some("public", "orders")),
+            ("\"a.b\".\"c\"\"d\"", some("a.b", "c\"d")),
+            ("größe.ü", some("größe", "ü")),
+            ("orders", None),
+            ("a.b.c", None),
+            ("\"a.b", None),
+            (".b", None),
+        ] {
+            assert_eq!(parse_object(text), expected, "{text}");
         }
     }
 

@@ -43,6 +43,7 @@ impl Adapter {
             }
             known.schemas.insert(schema.oid, schema.clone());
         }
+        let target_catalog = &with_schemas(target_catalog, message);
         for extension in &message.extensions {
             let available = target
                 .query_opt("SELECT FROM pg_catalog.pg_available_extensions WHERE name = $1", &[&extension.name])
@@ -426,6 +427,18 @@ impl Adapter {
             _ => Ok(plain(objects::dropped(object, Presence::Free))),
         }
     }
+}
+
+/// The other side's catalog with the schemas that the message makes: its tables may move there.
+fn with_schemas(catalog: &Catalog, message: &Message) -> Catalog {
+    let mut catalog = catalog.clone();
+    for schema in &message.schemas {
+        if !catalog.has_schema(&schema.name) {
+            // Its oid is the owner's: a negative one meets none of the catalog's own.
+            catalog.schemas.insert(-schema.oid, schema.clone());
+        }
+    }
+    catalog
 }
 
 /// Names without quotes, for comparing the server's spelling with ours.

@@ -22,9 +22,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+mod memory;
 mod naming;
 mod touched;
 
+pub use memory::Memory;
 pub use touched::Touched;
 
 /// Prepared statements remembered per session, so that they can be prepared again elsewhere; beyond it a session counts as
@@ -219,6 +221,8 @@ pub struct Conversation {
     pub salt: u64,
     /// What a pooled session may have changed since it was last looked at.
     pub touched: Touched,
+    /// How much of it there is.
+    pub memory: Memory,
 }
 
 impl Default for Conversation {
@@ -241,6 +245,7 @@ impl Default for Conversation {
             known: None,
             salt: 0,
             touched: Touched::default(),
+            memory: Memory::default(),
         }
     }
 }
@@ -280,6 +285,17 @@ impl Conversation {
     /// The client has asked for something that the server can still answer without another byte of the client.
     pub fn owes_answers(&self) -> bool {
         !self.data_wanted && self.cycles.iter().any(|cycle| cycle.complete)
+    }
+
+    /// Every message of the client that has been taken is answered. Not so, and nothing is owed: the server may be at work, or keep
+    /// its answers until a Flush or Sync.
+    pub fn is_answered(&self) -> bool {
+        self.cycles.iter().all(|cycle| cycle.unanswered == 0)
+    }
+
+    /// A COPY waits for the client's data.
+    pub fn takes_data(&self) -> bool {
+        self.data_wanted
     }
 
     /// Transaction status of the last ReadyForQuery.
@@ -448,6 +464,7 @@ impl Conversation {
                     _ => Pending::ClosePortal,
                 };
                 self.open().pending.push_back(pending);
+                self.remembers(0);
             }
             // alone it asks for nothing and nothing answers it
             b'H' => {}
@@ -482,7 +499,9 @@ impl Conversation {
         self.parsed += 1;
         let mut statement = Statement { parse, class, facts, prepared_on: self.generation, born: self.parsed, key: None };
         let forward = self.parse_as(&mut statement, body.len() + 5);
+        let bytes = statement.parse.query.len();
         self.open().pending.push_back(Pending::Parse { name, statement });
+        self.remembers(bytes);
         forward
     }
 
@@ -920,6 +939,18 @@ pub fn whole_cycle(buffer: &[u8], max: usize) -> Option<WholeCycle> {
                 return Some(WholeCycle::Extended { len: at, parse, bind: bind?, describe, limit });
             }
             _ => return None,
+        }
+    }
+}
+
+/// Bytes up to the end of the first request cycle in a buffer. `None`: it has not come whole.
+pub fn cycle_length(buffer: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        let header = crate::wire::peek(buffer.get(at..)?).ok()??;
+        at += header.len;
+        if matches!(header.tag, b'Q' | b'F' | b'S') {
+            return (at <= buffer.len()).then_some(at);
         }
     }
 }

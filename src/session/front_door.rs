@@ -2,6 +2,7 @@
 
 use super::{
     arrival::{Arrival, Turned, arrive},
+    limits::{self, Limits},
     lookup::Lookup,
     start_up,
     threads::Threads,
@@ -9,15 +10,17 @@ use super::{
 use crate::{
     auth::Policy,
     backend,
-    net::{Acceptor, ClientTls, Stream},
+    net::{self, Acceptor, ClientTls, Stream},
     pool::{Backend, Pools},
-    traffic::database::Database,
+    traffic::{
+        cancelling::Place,
+        database::{Database, SessionInfo},
+    },
     wire::{backend::put_error, frontend::Startup},
 };
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::{Bytes, BytesMut};
 use dashmap::DashMap;
-use socket2::SockRef;
 use std::{
     collections::HashMap,
     future::Future,
@@ -38,14 +41,8 @@ use tokio::{
 /// The database name that is the console.
 const CONSOLE: &[u8] = b"understudy";
 
-/// Limits of the front door.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Client connections at once; the next one gets SQLSTATE 53300.
-    pub clients_max: usize,
-    /// How long a client may take to say who it is and to log in.
-    pub login_timeout: Duration,
-}
+/// Connections that have not said who they are, beyond as many as there may be clients: cancels, health checks, who is late.
+const ARRIVING_MORE: usize = 1_000;
 
 type StrangerHandler = dyn Fn(i32, Bytes) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync;
 /// Gets what the client has sent so far, from its start-up packet on.
@@ -63,14 +60,19 @@ pub(super) enum CancelTarget {
     Queue(Arc<Notify>),
 }
 
+/// Where a session's requests are.
+type Cancellable = (Arc<Mutex<CancelTarget>>, Arc<SessionInfo>);
+
 /// Everything that sessions share, and the listener's side of it.
 pub struct FrontDoor {
     databases: ArcSwap<HashMap<String, Arc<Database>>>,
     console: Box<Handler>,
     /// Who is asked about a CancelRequest whose key is not ours.
     strangers: OnceLock<Box<StrangerHandler>>,
-    limits: Mutex<Limits>,
-    pub(super) cancels: DashMap<(i32, Bytes), Arc<Mutex<CancelTarget>>>,
+    pub(super) limits: ArcSwap<Limits>,
+    /// For who watches over the times among them.
+    pub(super) limits_changed: Arc<Notify>,
+    pub(super) cancels: DashMap<(i32, Bytes), Cancellable>,
     connected: AtomicUsize,
     /// Connections accepted whose client has not yet said who it is, or is being logged in.
     arriving: AtomicUsize,
@@ -91,11 +93,12 @@ pub struct FrontDoor {
 impl FrontDoor {
     /// With the databases that exist, and whom to hand console connections to.
     pub fn new(databases: HashMap<String, Arc<Database>>, limits: Limits, console: Box<Handler>) -> Arc<Self> {
-        Arc::new(FrontDoor {
+        let door = Arc::new(FrontDoor {
             databases: ArcSwap::from_pointee(databases),
             console,
             strangers: OnceLock::new(),
-            limits: Mutex::new(limits),
+            limits: ArcSwap::from_pointee(limits),
+            limits_changed: Arc::default(),
             cancels: DashMap::new(),
             connected: AtomicUsize::new(0),
             arriving: AtomicUsize::new(0),
@@ -109,7 +112,9 @@ impl FrontDoor {
             cancelled: Notify::new(),
             threads: Threads::start(),
             pools: Pools::start(),
-        })
+        });
+        tokio::spawn(limits::watch(Arc::downgrade(&door)));
+        door
     }
 
     /// Accepts until its task is aborted. While the door closes, who comes is told so: the socket lives on for a successor,
@@ -118,7 +123,11 @@ impl FrontDoor {
         loop {
             match listener.accept().await {
                 Ok((stream, peer)) => {
-                    self.arriving.fetch_add(1, Ordering::SeqCst);
+                    let arriving = self.arriving.fetch_add(1, Ordering::SeqCst);
+                    if arriving > self.limits().clients_max.saturating_add(ARRIVING_MORE) {
+                        self.arriving.fetch_sub(1, Ordering::SeqCst);
+                        continue; // a flood of those who say nothing: closed at once
+                    }
                     tokio::spawn(self.clone().admit(stream, peer));
                 }
                 Err(error) => {
@@ -138,9 +147,15 @@ impl FrontDoor {
         }
     }
 
-    /// Takes new limits over; for the next clients.
-    pub fn set_limits(&self, limits: Limits) {
-        *self.limits.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = limits;
+    /// In force now.
+    pub(super) fn limits(&self) -> Limits {
+        **self.limits.load()
+    }
+
+    pub(super) fn for_each_session(&self, mut visit: impl FnMut(&SessionInfo)) {
+        for database in self.databases.load().values() {
+            database.sessions.iter().for_each(|session| visit(&session));
+        }
     }
 
     /// Client connections now.
@@ -174,10 +189,9 @@ impl FrontDoor {
     }
 
     async fn admit(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
-        let _ = stream.set_nodelay(true);
-        let _ = SockRef::from(&stream).set_keepalive(true); // as PostgreSQL does: a client that is gone is found in time
         let arriving = Arriving(&self.arriving);
-        let limits = *self.limits.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let limits = self.limits();
+        net::tune(&stream, &limits.tcp);
         let deadline = Instant::now() + limits.login_timeout;
         let acceptor = self.acceptor.load_full();
         let required = acceptor.as_ref().is_some_and(|acceptor| acceptor.required);
@@ -238,19 +252,20 @@ impl FrontDoor {
             let hint = "the names are those of [[database]] in proxy.toml; the console is the database \"understudy\"";
             return refuse(stream, "3D000", &format!("database \"{name}\" is not served by this understudy"), Some(hint)).await;
         };
-        let limit = self.limits.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clients_max;
+        let limit = self.limits().clients_max;
         if self.is_closing() {
             return refuse(stream, "57P03", "understudy is shutting down", None).await;
         }
         let before = self.connected.fetch_add(1, Ordering::SeqCst);
+        let connected = Connected(self.clone());
         drop(arriving); // counted as a session first: it is never counted nowhere
         if before < limit {
-            start_up::run(self.clone(), database, client, self.next_id.fetch_add(1, Ordering::Relaxed), deadline).await;
+            let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+            Box::pin(start_up::run(self.clone(), database, client, connected, id, deadline)).await;
         } else {
             let hint = "raise max_clients in proxy.toml";
             refuse(stream, "53300", "too many clients: understudy's limit is reached", Some(hint)).await;
         }
-        self.connected.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Tells whom to ask about a CancelRequest whose key is not ours; once.
@@ -261,12 +276,16 @@ impl FrontDoor {
     /// Passes a CancelRequest on to the server that works for the session with this key, and to nobody if there is none.
     pub async fn cancel(&self, pid: i32, key: Bytes) {
         let known = self.cancels.get(&(pid, key.clone())).map(|entry| entry.value().clone());
-        let Some(target) = known else {
+        let Some((target, session)) = known else {
             if let Some(ask) = self.strangers.get() {
                 ask(pid, key).await;
             }
             return;
         };
+        if session.cancelling.ask() == Some(Place::Gate) {
+            session.mailbox.post(); // it answers by itself: its server has nothing to cancel, and must not get it late
+            return;
+        }
         let backend = {
             // announced under the lock: whoever aims the session elsewhere afterwards sees it
             let target = target.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -316,6 +335,15 @@ impl FrontDoor {
 
 fn address(backend: &Backend) -> (String, i32) {
     (backend.target.url.to_string(), backend.pid)
+}
+
+/// Counts a client as connected until it is dropped.
+pub(super) struct Connected(Arc<FrontDoor>);
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.0.connected.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// Counts a connection as arriving until it is dropped.

@@ -13,6 +13,7 @@
 mod arrival;
 pub mod conversation;
 mod front_door;
+mod limits;
 mod log_in;
 mod lookup;
 mod moving;
@@ -24,4 +25,5 @@ mod sockets;
 mod start_up;
 mod threads;
 
-pub use front_door::{FrontDoor, Limits};
+pub use front_door::FrontDoor;
+pub use limits::Limits;

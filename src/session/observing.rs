@@ -6,10 +6,13 @@ use super::{
     relay::Relay,
 };
 use crate::{
-    sql::{Kind, TransactionVerb},
+    sql::{Class, Kind, TransactionVerb},
     traffic::{
-        copies::{Copy, RehearsedStep, RehearsedTransaction, SampledRead},
+        copies::{Copy, Dropped, RehearsedStep, RehearsedTransaction, SampledRead},
+        database::monotonic_ms,
         fence::Needed,
+        mirror::{MirroredStep, MirroredTransaction},
+        route::ShadowRoute,
     },
     wire,
 };
@@ -29,9 +32,34 @@ pub(super) struct Remembered {
     steps: Vec<RehearsedStep>,
     bytes: usize,
     left_out: Option<&'static str>,
+    /// Why it cannot be run again and committed.
+    not_mirrored: Option<&'static str>,
+    /// How it ended, if COMMIT or ROLLBACK was seen.
+    committed: Option<bool>,
+    /// Some statement of it failed.
+    failed: bool,
+    /// Steps that failed on the owner, by number.
+    failures: Vec<usize>,
     wrote: bool,
     began_at: crate::lsn::Lsn,
     needed: Needed,
+}
+
+/// Whether a copy would be of any use, counted where it would not: nothing is captured for a shadow that is stopped or gone.
+fn may_copy(shadow: &ShadowRoute, session: u64) -> bool {
+    let observations = &shadow.observations;
+    let reason = if !shadow.copy_breaker.allows(monotonic_ms()) {
+        observations.unavailable(Instant::now());
+        "dropped: shadow cannot be reached"
+    } else if !shadow.queue.has_room(session) {
+        Dropped::QueueFull.as_str()
+    } else {
+        return true;
+    };
+    observations.sampled.increment();
+    observations.dropped.increment();
+    observations.compare_reasons.count(reason);
+    false
 }
 
 impl Relay {
@@ -40,10 +68,15 @@ impl Relay {
         let route = self.database.route.load();
         self.conversation.recording = route.shadows.iter().any(|shadow| shadow.is_interested());
         let rehearse = route.shadows.iter().any(|shadow| shadow.rehearse.load(Ordering::Relaxed) && shadow.in_step.load(Ordering::Relaxed));
-        self.remembered = rehearse.then(|| Remembered {
+        let mirrored = route.shadows.iter().any(|shadow| shadow.mirror.is_recording());
+        self.remembered = (rehearse || mirrored).then(|| Remembered {
             steps: Vec::new(),
             bytes: 0,
             left_out: None,
+            not_mirrored: None,
+            committed: None,
+            failed: false,
+            failures: Vec::new(),
             wrote: false,
             began_at: self.database.ticks.newest(),
             needed: self.database.ticks.needed_now(),
@@ -65,7 +98,7 @@ impl Relay {
         self.drawn.clear();
         for shadow in route.shadows.iter().filter(|shadow| shadow.in_step.load(Ordering::Relaxed)) {
             let times = shadow.sample_reads.draw(|| draw.u64(0..10_000));
-            if times > 0 {
+            if times > 0 && may_copy(shadow, self.info.id) {
                 self.drawn.push((shadow.clone(), times));
             }
         }
@@ -102,7 +135,7 @@ impl Relay {
                 shadow.observations.fallback_reasons.count("the shadow answered with an error");
             }
             shadow.observations.shadow_outcome(latency, !cycle.failed, Instant::now());
-            shadow.breaker.outcome(cycle.failed, crate::traffic::database::monotonic_ms());
+            shadow.breaker.outcome(cycle.failed, monotonic_ms());
         }
         if !cycle.wrote && !cycle.failed {
             let route = self.database.route.load();
@@ -146,19 +179,39 @@ impl Relay {
             return;
         }
         let Some(remembered) = &mut self.remembered else { return };
+        let cycle_failed = cycle.failed;
         if cycle.opaque {
             remembered.left_out = Some("message too large or of a kind that is not copied");
+            remembered.not_mirrored = remembered.left_out;
         }
         if cycle.failed {
             remembered.left_out = Some("failed on the owner");
+            remembered.failed = true;
+            if !alone {
+                remembered.not_mirrored = Some("failed in a message with others");
+            }
         }
         remembered.wrote |= cycle.wrote;
         for executed in cycle.executed {
+            if let Kind::Transaction(verb) = executed.class.kind {
+                match verb {
+                    _ if !executed.class.single => remembered.not_mirrored = Some("several statements in one message"),
+                    TransactionVerb::Commit => remembered.committed = Some(executed.tags.first().is_none_or(|tag| &tag[..] != b"ROLLBACK")),
+                    TransactionVerb::Rollback => remembered.committed = Some(false),
+                    TransactionVerb::Prepared => remembered.not_mirrored = Some("two-phase commit"),
+                    TransactionVerb::Begin { .. } | TransactionVerb::Savepoint => {}
+                }
+                if matches!(verb, TransactionVerb::Rollback) {
+                    remembered.left_out = Some("rolled back by the client");
+                    continue;
+                }
+            } else if let Some(reason) = not_mirrored(&executed.class) {
+                remembered.not_mirrored = Some(reason);
+            }
             match executed.class.kind {
                 // `RELEASE s; COMMIT` counts as its first verb: on the shadow its COMMIT would be carried out
                 Kind::Transaction(_) if !executed.class.single => remembered.left_out = Some("several statements in one message"),
                 Kind::Transaction(TransactionVerb::Commit) => continue,
-                Kind::Transaction(TransactionVerb::Rollback) => remembered.left_out = Some("rolled back by the client"),
                 Kind::Transaction(TransactionVerb::Prepared) => remembered.left_out = Some("two-phase commit"),
                 Kind::Transaction(_) | Kind::Read => {}
                 _ if !executed.class.single => remembered.left_out = Some("several statements in one message"),
@@ -168,8 +221,12 @@ impl Relay {
             remembered.bytes += executed.operation.bytes();
             if remembered.bytes > TRANSACTION_BYTES_MAX || remembered.steps.len() >= TRANSACTION_STEPS_MAX {
                 remembered.left_out = Some("transaction too large");
+                remembered.not_mirrored = remembered.left_out;
                 remembered.steps.clear();
                 continue;
+            }
+            if cycle_failed {
+                remembered.failures.push(remembered.steps.len());
             }
             remembered.steps.push(RehearsedStep {
                 operation: executed.operation,
@@ -180,8 +237,39 @@ impl Relay {
         }
     }
 
+    /// Hands the transaction to the shadows that live by mirrored writes.
+    fn mirror(&self, remembered: &Remembered) {
+        let route = self.database.route.load();
+        for shadow in route.shadows.iter().filter(|shadow| shadow.mirror.is_recording()) {
+            if !remembered.wrote {
+                continue;
+            }
+            // Without COMMIT or ROLLBACK: a statement of its own, which the server commits unless it fails.
+            let explicit = remembered.steps.first().is_some_and(|step| matches!(step.class.kind, Kind::Transaction(_)));
+            let committed = remembered.committed.unwrap_or(!explicit && !remembered.failed);
+            let state = (!self.conversation.pins.is_empty()).then_some("session state that the shadow does not share");
+            match remembered.not_mirrored.or(state) {
+                Some(reason) if committed || remembered.committed.is_none() && explicit => shadow.mirror.diverge(reason),
+                Some(_) => {}
+                None => {
+                    let steps = remembered.steps.iter().enumerate();
+                    let step = |(number, step): (usize, &RehearsedStep)| MirroredStep {
+                        step: step.clone(),
+                        failed: remembered.failures.contains(&number),
+                    };
+                    shadow.mirror.offer(MirroredTransaction {
+                        identity: self.identity.clone(),
+                        steps: steps.map(step).collect(),
+                        committed,
+                    });
+                }
+            }
+        }
+    }
+
     fn offer_transaction(&mut self) {
         let Some(remembered) = self.remembered.take() else { return };
+        self.mirror(&remembered);
         let writes = remembered.steps.iter().any(|step| !matches!(step.class.kind, Kind::Read | Kind::Transaction(_) | Kind::Session(_)));
         if !remembered.wrote || (!writes && remembered.left_out.is_none()) {
             return;
@@ -208,5 +296,16 @@ impl Relay {
                 observations.left_out.count(dropped.as_str());
             }
         }
+    }
+}
+
+/// Why a statement cannot be run again elsewhere and committed there.
+fn not_mirrored(class: &Class) -> Option<&'static str> {
+    match class.kind {
+        Kind::Read | Kind::Session(_) | Kind::Transaction(_) => None,
+        Kind::Copy if class.text.to_ascii_uppercase().contains(" TO STDOUT") => None,
+        Kind::Copy => Some("the data of a COPY are not remembered"),
+        Kind::Write | Kind::SchemaChange | Kind::Unknown if !class.single => Some("several statements in one message"),
+        Kind::Write | Kind::SchemaChange | Kind::Unknown => class.left_out.filter(|reason| reason.contains("third server")),
     }
 }

@@ -5,7 +5,7 @@
 use super::{
     conversation::{Conversation, Touched},
     front_door::CancelTarget,
-    relay::{DRAIN_LOOK, Next, Relay, drop_front},
+    relay::{CLOSING, DRAIN_LOOK, Next, Relay, TERMINATED, drop_front},
     sockets::Wanted,
 };
 use crate::{
@@ -152,13 +152,13 @@ impl Relay {
                     pool.close(server);
                     let ErrorFields { code, message, .. } = ErrorFields::parse(&body);
                     let message = format!("understudy cannot restore the settings of this session on another server connection: {message}");
-                    return self.say_goodbye(&code, &message);
+                    return self.say_last(&code, &message, None);
                 }
                 Err(None) => pool.close(server),
             }
         }
         let error = PoolError::Broken;
-        self.say_goodbye(error.code(), &error.to_string())
+        self.say_last(error.code(), &error.to_string(), error.hint())
     }
 
     /// In the queue. `None`: given up; the cycle at the front has been refused.
@@ -169,6 +169,9 @@ impl Relay {
         let cancelled = Arc::new(Notify::new());
         self.aim_cancel(CancelTarget::Queue(cancelled.clone()));
         self.info.state.store(state::WAITING, Ordering::Relaxed);
+        if self.bounds.watched {
+            self.beat(true); // it waits for us, not we for it
+        }
         let result = loop {
             let wanted = Wanted {
                 client: !self.client_gone && !self.client_ended && self.from_client.len() < 2 * super::relay::WAITING_BYTES_MAX,
@@ -203,11 +206,11 @@ impl Relay {
             if self.info.mailbox.take() {
                 Box::pin(self.read_news()).await;
                 if self.info.mailbox.is_terminated() {
-                    break self.say_goodbye("57P01", "terminating connection due to administrator command").map(|()| None);
+                    break self.say_goodbye(&TERMINATED).map(|()| None);
                 }
             }
             if self.door.is_closing() {
-                break self.say_goodbye("57P01", "understudy is shutting down").map(|()| None);
+                break self.say_goodbye(&CLOSING).map(|()| None);
             }
             if self.database.gate.is_closed() {
                 break Ok(None); // waits before the gate, and then anew
@@ -408,7 +411,7 @@ impl Relay {
         *self.info.pins.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = self.conversation.pins.clone();
         if asked.is_none() {
             self.server_gone = true;
-            return self.say_goodbye("08006", "the connection to the server broke before this session's settings could be read");
+            return self.say_last("08006", "the connection to the server broke before this session's settings could be read", None);
         }
         if self.is_pinned() {
             self.info.state.store(state::PINNED, Ordering::Relaxed);
@@ -482,7 +485,7 @@ impl Relay {
         let prepared = server.run("SELECT statement FROM pg_catalog.pg_prepared_statements WHERE from_sql").await;
         let (Ok(channels), Ok(prepared)) = (channels, prepared) else {
             tracing::error!(session = self.info.id, "the old owner closed this session before its state could be read");
-            return self.say_goodbye("57P01", "terminating connection due to administrator command");
+            return self.say_goodbye(&TERMINATED);
         };
         if let Some(mut old) = self.server.take() {
             if let Some(pooled) = &mut old.pooled {
@@ -495,7 +498,7 @@ impl Relay {
             self.wait_for_server().await?;
         }
         let Some(server) = &mut self.server else {
-            return self.say_goodbye("08006", "understudy moved this database and found no connection to the new server in time");
+            return self.say_last("08006", "understudy moved this database and found no connection to the new server in time", None);
         };
         let listen = channels.iter().flatten().flatten().map(|channel| format!("LISTEN \"{}\"; ", channel.replace('"', "\"\"")));
         let mut failed = server.run(&listen.collect::<String>()).await.is_err();
@@ -503,7 +506,7 @@ impl Relay {
             failed |= matches!(server.run(statement).await, Err(None));
         }
         if failed {
-            return self.say_goodbye("08006", "the connection to the new server broke");
+            return self.say_last("08006", "the connection to the new server broke", None);
         }
         if let Some(pooling) = &mut self.pooling {
             pooling.just_borrowed = false;

@@ -3,6 +3,7 @@
 use super::{
     conversation::{Conversation, Forward, FromServer},
     front_door::{CancelTarget, FrontDoor},
+    limits::{Bounds, Farewell, LENGTH, TOO_LONG, TOO_MUCH},
     moving::Attachments,
     observing::Remembered,
     pooled::Pooling,
@@ -13,12 +14,13 @@ use crate::{
     pool::Server,
     sql::{Later, LookUp},
     traffic::{
+        cancelling::Place,
         copies::Identity,
         database::{Database, SessionInfo},
         fence::Needed,
         route::{Route, ShadowRoute},
     },
-    wire::{self, backend::put_error},
+    wire::{self, WireError, backend::put_error},
 };
 use bytes::{Buf, BytesMut};
 use std::{
@@ -39,6 +41,10 @@ pub(super) const WAITING_BYTES_MAX: usize = 256 << 10;
 pub(super) const DRAIN_LOOK: Duration = Duration::from_millis(50);
 /// How long after `close` a session inside a transaction may go on.
 const DRAIN_GRACE: Duration = Duration::from_secs(30);
+
+pub(super) static TERMINATED: Farewell =
+    Farewell { code: "57P01", message: "terminating connection due to administrator command", hint: None };
+pub(super) static CLOSING: Farewell = Farewell { code: "57P01", message: "understudy is shutting down", hint: None };
 
 /// One session.
 pub(super) struct Relay {
@@ -76,6 +82,11 @@ pub(super) struct Relay {
     pub client_gone: bool,
     /// The client's last read filled its buffer.
     pub client_bulk: bool,
+    /// Reads that brought bytes of the client.
+    pub client_reads: u64,
+    pub bounds: Bounds,
+    /// The client is told this and the session ends, once what it asked for before is answered.
+    farewell: Option<&'static Farewell>,
     pub server_gone: bool,
     pub remembered: Option<Remembered>,
     /// Shadows that drew the read being captured, and how often each runs it.
@@ -163,6 +174,9 @@ impl Relay {
             client_ended: false,
             client_gone: false,
             client_bulk: false,
+            client_reads: 0,
+            bounds: Bounds::default(),
+            farewell: None,
             server_gone: false,
             remembered: None,
             drawn: Vec::new(),
@@ -173,11 +187,16 @@ impl Relay {
     }
 
     /// Until one side ends, on the runtime that this is called on.
-    pub async fn run(mut self) {
-        let rebound = self.client.rebind().and_then(|client| Ok((client, self.server.take().map(Server::here).transpose()?)));
-        match rebound {
-            Ok((client, server)) => (self.client, self.server) = (client, server),
-            Err(error) => return tracing::error!(session = self.info.id, %error, "cannot move a session to its thread"),
+    pub async fn run(mut self: Box<Self>) {
+        let from_server = self.server.as_mut().map(|server| &mut server.from);
+        for buffer in [Some(&mut self.from_client), from_server].into_iter().flatten().filter(|buffer| buffer.is_empty()) {
+            *buffer = BytesMut::new(); // what the log-in read into; from here on buffers are lent
+        }
+        match (self.client.rebind(), self.server.take().map(Server::here).transpose()) {
+            (Ok(client), Ok(server)) => (self.client, self.server) = (client, server),
+            (Err(error), _) | (_, Err(error)) => {
+                return tracing::error!(session = self.info.id, %error, "cannot move a session to its thread");
+            }
         }
         let result = self.relay().await;
         self.entry.leave();
@@ -193,6 +212,7 @@ impl Relay {
     }
 
     async fn relay(&mut self) -> Result<(), io::Error> {
+        self.take_limits(false);
         self.follow_route();
         loop {
             let held = match self.next_of_client()? {
@@ -222,7 +242,7 @@ impl Relay {
                     continue;
                 }
                 Next::Serve(plan) => {
-                    self.serve(*plan).await?;
+                    Box::pin(self.serve(*plan)).await?;
                     self.try_write(); // the answer goes out before the next read is looked at
                     continue;
                 }
@@ -248,7 +268,10 @@ impl Relay {
             }
             let left = self.client_ended && !held && self.to_client.is_empty() && !self.conversation.owes_answers();
             if (self.client_gone || left) && self.to_server.is_empty() {
-                return Ok(());
+                return match self.farewell.take() {
+                    Some(farewell) => self.say_goodbye(farewell),
+                    None => Ok(()),
+                };
             }
             self.wait(held).await?;
         }
@@ -264,21 +287,32 @@ impl Relay {
                 && self.from_client.len() < 2 * INSPECT_BYTES_MAX,
             server: !self.server_gone && self.to_client.len() < WAITING_BYTES_MAX,
         };
+        if self.bounds.watched {
+            self.beat(held);
+        }
         if held || self.door.is_closing() {
+            if held {
+                self.info.cancelling.begin(Place::Gate);
+            }
             Box::pin(self.wait_for_more(wanted, held)).await;
+            if held && self.info.cancelling.end() {
+                self.cancel_front();
+            }
         } else {
             poll_fn(|context| self.poll_sockets(wanted, context)).await;
         }
         if self.info.mailbox.take() {
             Box::pin(self.read_news()).await;
             if self.info.mailbox.is_terminated() {
-                return self.say_goodbye("57P01", "terminating connection due to administrator command");
+                return self.say_goodbye(&TERMINATED);
             }
+            self.end_if_overdue()?;
+            self.take_limits(true);
         }
         if self.door.is_closing() {
             let since = *self.closing_since.get_or_insert_with(Instant::now);
             if self.conversation.at_boundary() || since.elapsed() > DRAIN_GRACE {
-                return self.say_goodbye("57P01", "understudy is shutting down");
+                return self.say_goodbye(&CLOSING);
             }
         }
         Ok(())
@@ -318,9 +352,24 @@ impl Relay {
         }
     }
 
-    pub(super) fn say_goodbye(&mut self, code: &str, message: &str) -> Result<(), io::Error> {
-        put_error(&mut self.to_client, "FATAL", code, message, None);
+    pub(super) fn say_goodbye(&mut self, farewell: &'static Farewell) -> Result<(), io::Error> {
+        self.say_last(farewell.code, farewell.message, farewell.hint)
+    }
+
+    /// Ends the session with an error.
+    pub(super) fn say_last(&mut self, code: &str, message: &str, hint: Option<&str>) -> Result<(), io::Error> {
+        if self.server_skip == 0 {
+            put_error(&mut self.to_client, "FATAL", code, message, hint);
+        } // else it would stand in the middle of a row
         Err(io::Error::new(io::ErrorKind::ConnectionAborted, message.to_owned()))
+    }
+
+    /// Nothing more is taken from the client. What it asked for before (`run` bytes) is still carried out and answered.
+    fn refuse_rest(&mut self, run: usize, farewell: &'static Farewell) -> Next {
+        self.forward_client(run);
+        self.from_client.clear();
+        (self.client_ended, self.farewell) = (true, Some(farewell));
+        Next::Io
     }
 
     /// Sends what waits, as far as the sockets take it.
@@ -371,11 +420,14 @@ impl Relay {
             let header = match wire::peek(rest) {
                 Ok(Some(header)) => header,
                 Ok(None) => break Next::Io,
-                Err(error) => {
-                    put_error(&mut self.to_client, "FATAL", "08P01", &error.to_string(), None);
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, error));
-                }
+                Err(WireError::Length(_) | WireError::Truncated(_)) => return Ok(self.refuse_rest(run, &LENGTH)),
             };
+            if header.len > self.bounds.message_bytes_max {
+                return Ok(self.refuse_rest(run, &TOO_LONG));
+            }
+            if self.conversation.is_full() && !matches!(header.tag, b'd' | b'c' | b'f') {
+                break Next::Io; // the server answers first
+            }
             if self.conversation.at_boundary() && !self.entry.inside {
                 if header.tag == b'X' {
                     if self.pooling.is_none() {
@@ -454,6 +506,9 @@ impl Relay {
             }
             let forward = self.conversation.from_client(header.tag, body, &self.database.classifier);
             self.conversation.class_ahead = None;
+            if self.conversation.memory.is_over {
+                return Ok(self.refuse_rest(run, &TOO_MUCH));
+            }
             if matches!(header.tag, b'Q' | b'S') {
                 self.maybe_sample();
             }
@@ -580,6 +635,10 @@ impl Relay {
                 }
                 FromServer::Finished(finished) => {
                     run += header.len;
+                    if finished.cycle.capture.is_some() || self.remembered.is_some() {
+                        self.forward_server(run); // handing copies over is not for the client to wait for
+                        run = 0;
+                    }
                     self.finished(*finished);
                 }
             }

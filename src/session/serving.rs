@@ -3,7 +3,7 @@
 //! shadow's `hedge_after` the owner is asked.
 
 use super::{
-    conversation::{WholeCycle, whole_cycle},
+    conversation::{WholeCycle, cycle_length, whole_cycle},
     front_door::CancelTarget,
     moving::Attachment,
     relay::Relay,
@@ -11,8 +11,13 @@ use super::{
 use crate::{
     backend,
     sql::{Class, Kind, LookUp},
-    traffic::{answer::FIRST_USER_OID, database::monotonic_ms, route::ShadowRoute},
-    wire::{self, backend::RowDescription, frontend::Parse, put, put_cstr},
+    traffic::{answer::FIRST_USER_OID, cancelling::Place, database::monotonic_ms, route::ShadowRoute},
+    wire::{
+        self,
+        backend::{RowDescription, put_error},
+        frontend::Parse,
+        put, put_cstr,
+    },
 };
 use bytes::{Bytes, BytesMut};
 use std::{
@@ -111,11 +116,13 @@ impl Relay {
         };
         let began = Instant::now();
         let previous = self.aim_cancel(CancelTarget::Server(attachment.server.backend.clone()));
+        self.info.cancelling.begin(Place::Shadow);
         let outcome = match tokio::time::timeout(plan.shadow.hedge_after, attachment.answer(&plan)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(Failure::Broken("no answer within hedge_after")),
         };
         self.aim_cancel(previous);
+        let cancelled = self.info.cancelling.end();
         let latency = began.elapsed();
         let observations = &plan.shadow.observations;
         let now = Instant::now();
@@ -142,6 +149,11 @@ impl Relay {
                 self.attachments.put_back(attachment);
                 self.keep_on_owner(None);
             }
+            Err(Failure::Answered) if cancelled => {
+                // what the client wanted: the owner is not asked
+                self.attachments.put_back(attachment);
+                self.cancel_front();
+            }
             Err(Failure::Answered) => {
                 // whose fault it is, the owner's answer tells
                 observations.fallbacks.increment();
@@ -165,6 +177,17 @@ impl Relay {
         }
         self.leave();
         Ok(())
+    }
+
+    /// Answers the request at the front of the client's buffer, of which no server knows, as a server does that was asked to
+    /// cancel it. One that has not come whole stays: its end is not known.
+    pub(super) fn cancel_front(&mut self) {
+        let Some(len) = cycle_length(&self.from_client) else { return };
+        drop(self.from_client.split_to(len));
+        put_error(&mut self.to_client, "ERROR", "57014", "canceling statement due to user request", None);
+        put(&mut self.to_client, b'Z', |b| b.extend_from_slice(b"I"));
+        self.info.requests.fetch_add(1, Ordering::Relaxed);
+        self.serve_next = true;
     }
 
     /// The next cycle goes to the owner whatever the draw says.

@@ -134,7 +134,7 @@ impl Relay {
             {
                 match read {
                     Ok(0) => self.client_ended = true,
-                    Ok(_) => {}
+                    Ok(_) => self.client_reads += 1,
                     Err(_) => self.client_gone = true,
                 }
                 progress = true;

@@ -1,7 +1,7 @@
 //! A session from its log-in to its end: registered for cancels and cutovers, then relayed.
 
 use super::{
-    front_door::{CancelTarget, FrontDoor, refuse},
+    front_door::{CancelTarget, Connected, FrontDoor, refuse},
     log_in::{Admitted, ClientKey, log_in},
     pooled::of_session,
     relay::Relay,
@@ -12,8 +12,10 @@ use crate::{
     net::{ClientTls, Stream},
     pool::Server,
     traffic::{
+        cancelling::Cancelling,
         copies::Identity,
         database::{Database, Mailbox, SessionInfo, pin},
+        pulse::Pulse,
     },
 };
 use bytes::{Bytes, BytesMut};
@@ -49,8 +51,8 @@ impl Client {
     }
 }
 
-/// Serves a client until it ends.
-pub(super) async fn run(door: Arc<FrontDoor>, database: Arc<Database>, client: Client, id: u64, deadline: Instant) {
+/// Logs a client in and hands it to its session thread: whatever the log-in needed is given back then.
+pub(super) async fn run(door: Arc<FrontDoor>, database: Arc<Database>, client: Client, connected: Connected, id: u64, deadline: Instant) {
     let replication = client.parameters.iter().any(|(name, value)| &name[..] == b"replication" && replicates(value));
     let find = |name: &[u8]| client.parameter(name).map(|value| String::from_utf8_lossy(value).into_owned());
     let info = Arc::new(SessionInfo {
@@ -67,10 +69,11 @@ pub(super) async fn run(door: Arc<FrontDoor>, database: Arc<Database>, client: C
         pooled: !replication && database.pool.load().mode == PoolMode::Transaction,
         state: AtomicU8::default(),
         mailbox: Mailbox::default(),
+        pulse: Pulse::default(),
+        cancelling: Cancelling::default(),
     });
     let key = ClientKey { pid: (id as i32) & i32::MAX, secret: random() };
-    serve(&door, &database, client, info, &key, replication, deadline).await;
-    database.sessions.remove(&id);
+    serve(&door, &database, client, connected, info, &key, replication, deadline).await;
 }
 
 /// A role's name as the server will take it (`NAMEDATALEN`): a longer one must not slip past a rule for the short one.
@@ -79,22 +82,29 @@ fn role(mut name: String) -> String {
     name
 }
 
-/// Whoever has this key may cancel what the session does, until it ends.
-struct Cancellable<'a> {
-    door: &'a FrontDoor,
+/// A session as others see it, until it ends, even by a panic. Fields are dropped in this order.
+struct Presence {
+    door: Arc<FrontDoor>,
+    database: Arc<Database>,
+    id: u64,
+    /// Whoever has this key may cancel what the session does.
     key: (i32, Bytes),
+    _connected: Connected,
 }
 
-impl Drop for Cancellable<'_> {
+impl Drop for Presence {
     fn drop(&mut self) {
         self.door.cancels.remove(&self.key);
+        self.database.sessions.remove(&self.id);
     }
 }
 
+#[allow(clippy::too_many_arguments)]
 async fn serve(
     door: &Arc<FrontDoor>,
     database: &Arc<Database>,
     mut client: Client,
+    connected: Connected,
     info: Arc<SessionInfo>,
     key: &ClientKey,
     replication: bool,
@@ -114,8 +124,9 @@ async fn serve(
     let Admitted { server, pooling, login, version } = admitted;
     let target = server.as_ref().map_or(CancelTarget::Nobody, |server| CancelTarget::Server(server.backend.clone()));
     let cancel = Arc::new(Mutex::new(target));
-    let cancellable = Cancellable { door, key: key.of(version) };
-    door.cancels.insert(cancellable.key.clone(), cancel.clone());
+    let (door, database) = (door.clone(), database.clone());
+    let presence = Presence { door: door.clone(), database: database.clone(), id: info.id, key: key.of(version), _connected: connected };
+    door.cancels.insert(presence.key.clone(), (cancel.clone(), info.clone()));
     info.epoch.store(server.as_ref().map_or(database.epoch(), |server| server.epoch), std::sync::atomic::Ordering::SeqCst);
     if replication {
         info.pins.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(pin::REPLICATION);
@@ -140,9 +151,15 @@ async fn serve(
         }
         server => server,
     };
-    let identity = Arc::new(Identity { user: info.user.clone(), parameters: of_session(&client.parameters), login });
-    let relay = Relay::new(door.clone(), database.clone(), info, identity, client.stream, client.buffer, server, pooling, cancel);
-    let _ = door.threads.spawn(relay.run()).await; // an error: the session has panicked, which ends it too
+    // copies: the packet that they came in is larger than all of them
+    let copied = |(name, value): (Bytes, Bytes)| (Bytes::copy_from_slice(&name), Bytes::copy_from_slice(&value));
+    let parameters = of_session(&client.parameters).into_iter().map(copied).collect();
+    let identity = Arc::new(Identity { user: info.user.clone(), parameters, login });
+    let relay = Box::new(Relay::new(door.clone(), database, info, identity, client.stream, client.buffer, server, pooling, cancel));
+    door.threads.spawn(async move {
+        relay.run().await;
+        drop(presence);
+    });
 }
 
 /// What `replication` means at start-up: `database`, or a boolean as PostgreSQL reads them (`src/backend/utils/adt/bool.c`).

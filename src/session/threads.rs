@@ -3,6 +3,9 @@
 //! Measured on two cores against one work-stealing runtime (ARCHITECTURE.md, "Session threads"): a woken session that changes
 //! threads costs a futex, an inter-processor interrupt and a cold cache, which together are half of a query. Logging in (key
 //! derivation, TLS) and everything of the control plane stays on the work-stealing runtime, where it delays nobody's query.
+//!
+//! They run under SCHED_BATCH (sched(7)): a thread that is woken does not push aside who is running. On a busy machine the
+//! messages of several sessions then wait together for one wake-up, instead of each being two context switches.
 
 use std::{
     future::Future,
@@ -11,6 +14,9 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+};
+use thread_priority::{
+    NormalThreadSchedulePolicy, ThreadPriority, ThreadPriorityValue, ThreadSchedulePolicy, set_thread_priority_and_policy, thread_native_id,
 };
 use tokio::{
     runtime::{Builder, Handle},
@@ -59,6 +65,7 @@ impl Threads {
         match self.threads.iter().min_by_key(|thread| thread.sessions.load(Ordering::Relaxed)) {
             Some(thread) => {
                 let counted = Counted::new(&thread.sessions);
+                let session = Box::pin(session); // or the task would have its room twice
                 thread.runtime.spawn(async move {
                     session.await;
                     drop(counted);
@@ -94,15 +101,45 @@ fn start_one(at: usize) -> io::Result<Thread> {
     let handle = runtime.handle().clone();
     std::thread::Builder::new().name(format!("sessions-{at}")).stack_size(STACK_BYTES).spawn(move || {
         crate::pool::set_here(at as u32 + 1);
+        wake_politely();
         runtime.block_on(std::future::pending::<()>());
     })?;
     Ok(Thread { runtime: handle, sessions: Arc::default() })
+}
+
+/// Puts the calling thread under SCHED_BATCH with its niceness as it was. Where that is refused, the thread works all the same.
+fn wake_politely() {
+    /// The library cannot leave the niceness alone: this is 0 on its scale of 0 to 99.
+    const NICE_0: u8 = 47;
+    let nice = rustix::process::getpriority_process(None);
+    let policy = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Batch);
+    let priority = ThreadPriorityValue::try_from(NICE_0).map(ThreadPriority::Crossplatform);
+    let asked = priority.map(|priority| set_thread_priority_and_policy(thread_native_id(), priority, policy));
+    if !matches!(asked, Ok(Ok(()))) {
+        tracing::debug!(?asked, "a session thread keeps its scheduling policy or niceness");
+    }
+    if let Ok(nice) = nice {
+        let _ = rustix::process::setpriority_process(None, nice);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::{collections::HashMap, sync::Mutex};
+
+    #[test]
+    fn a_thread_becomes_a_batch_thread_and_keeps_its_niceness() {
+        let told = std::thread::spawn(|| {
+            let before = rustix::process::getpriority_process(None).unwrap();
+            wake_politely();
+            let policy = thread_priority::thread_schedule_policy().unwrap();
+            (before, rustix::process::getpriority_process(None).unwrap(), policy)
+        });
+        let (before, after, policy) = told.join().unwrap();
+        assert_eq!(before, after);
+        assert_eq!(policy, ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Batch));
+    }
 
     #[test]
     fn one_core_has_a_thread_too() {

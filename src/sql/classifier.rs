@@ -288,6 +288,15 @@ mod tests {
         assert!(matches!(classifier.look_up(text.as_bytes()), LookUp::Known(_)));
     }
 
+    #[tokio::test]
+    async fn a_parser_that_takes_for_ever_is_not_waited_for() {
+        let (_never, receiver) = oneshot::channel();
+        let later = Later { receiver, otherwise: Arc::new(Class::unknown(1, Arc::from(""), "the parser was busy")) };
+        assert_eq!(later.wait().await.kind, Kind::Unknown);
+        let (_never, receiver) = oneshot::channel();
+        assert!(wait_blocking(receiver).is_none());
+    }
+
     #[test]
     fn a_short_text_is_known_at_once() {
         let classifier = Classifier::new(CatalogFacts::builtin_only());

@@ -9,7 +9,7 @@
 use super::{
     answer::{Answer, Difference},
     copies::{Copy, Operation, Permit, SampledRead},
-    database::Database,
+    database::{Database, monotonic_ms},
     rehearsal,
     route::ShadowRoute,
     runner::{RunError, Runner},
@@ -123,8 +123,12 @@ impl Worker {
             return (Verdict::Undecided("shadow did not catch up in time"), None);
         }
         let (answer, latency) = match self.on_shadow.run_fresh(&read.identity, &read.operation).await {
-            Ok(found) => found,
+            Ok(found) => {
+                self.shadow.copy_breaker.outcome(true, monotonic_ms());
+                found
+            }
             Err(error) => {
+                self.shadow.copy_breaker.outcome(false, monotonic_ms());
                 let elapsed = if matches!(error, RunError::Timeout) { STATEMENT_LIMIT } else { Duration::ZERO };
                 return (Verdict::FailedOnShadow(error.as_str().to_owned()), Some(elapsed));
             }

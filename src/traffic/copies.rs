@@ -190,6 +190,15 @@ impl CopyQueue {
         (CopyQueue { workers: senders, budget }, receivers)
     }
 
+    /// Would a copy of this session find a place? To be asked before anything is spent on making one.
+    pub fn has_room(&self, session: u64) -> bool {
+        self.worker(session).is_some_and(|worker| worker.capacity() > 0)
+    }
+
+    fn worker(&self, session: u64) -> Option<&mpsc::Sender<(Copy, Permit)>> {
+        self.workers.get(session as usize % self.workers.len().max(1))
+    }
+
     /// Hands a copy over; never waits.
     ///
     /// # Errors
@@ -202,7 +211,7 @@ impl CopyQueue {
             Copy::Write(write) => write.steps.iter().map(|step| step.operation.bytes() + OVERHEAD).sum(),
         };
         let permit = self.budget.take(bytes + OVERHEAD).ok_or(Dropped::BudgetFull)?;
-        let worker = self.workers.get(session as usize % self.workers.len().max(1)).ok_or(Dropped::QueueFull)?;
+        let worker = self.worker(session).ok_or(Dropped::QueueFull)?;
         worker.try_send((copy, permit)).map_err(|_| Dropped::QueueFull)
     }
 }

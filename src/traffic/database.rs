@@ -1,9 +1,11 @@
 //! One database as sessions see it: its route, gate, ticks, classifier and counters.
 
 use super::{
+    cancelling::Cancelling,
     fence::Ticks,
     gate::Gate,
     observations::Counter,
+    pulse::Pulse,
     route::{Route, Target},
 };
 use crate::{
@@ -86,6 +88,10 @@ pub struct SessionInfo {
     pub state: AtomicU8,
     /// What the session is told while it waits for its sockets.
     pub mailbox: Mailbox,
+    /// What it is doing, for time limits.
+    pub pulse: Pulse,
+    /// Where a CancelRequest finds it when its server knows of no statement.
+    pub cancelling: Cancelling,
 }
 
 /// News for one session. A session waits for its sockets most of its life, and registering for a handful of notifications

@@ -3,6 +3,7 @@
 use super::{
     copies::CopyQueue,
     fence::{Fence, Needed},
+    mirror::Mirror,
     observations::Observations,
     rehearsal::Freshness,
 };
@@ -53,12 +54,16 @@ pub struct ShadowRoute {
     pub fence: Fence,
     /// Whether the feed has touched a table lately; empty while there is no feed.
     pub freshness: arc_swap::ArcSwapOption<Box<dyn Freshness>>,
+    /// Where committed writes go, for a shadow that is fed by them.
+    pub mirror: Mirror,
     /// Where copies go.
     pub queue: CopyQueue,
     /// What was seen.
     pub observations: Observations,
     /// Stops serving for a moment after failures in a row, before the judge has spoken.
     pub breaker: Breaker,
+    /// Stops copying reads for a moment while the shadow cannot be reached: capturing them would cost the clients something.
+    pub copy_breaker: Breaker,
     /// An answer that takes longer than this is asked for again on the owner.
     pub hedge_after: std::time::Duration,
 }
@@ -145,10 +150,11 @@ impl ShadowRoute {
 
     /// Does this shadow want anything from sessions at all?
     pub fn is_interested(&self) -> bool {
-        self.in_step.load(Ordering::Relaxed)
-            && (self.sample_reads.0.load(Ordering::Relaxed) > 0
-                || self.serve_reads.0.load(Ordering::Relaxed) > 0
-                || self.rehearse.load(Ordering::Relaxed))
+        self.mirror.is_recording()
+            || self.in_step.load(Ordering::Relaxed)
+                && (self.sample_reads.0.load(Ordering::Relaxed) > 0
+                    || self.serve_reads.0.load(Ordering::Relaxed) > 0
+                    || self.rehearse.load(Ordering::Relaxed))
     }
 }
 

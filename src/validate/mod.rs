@@ -24,9 +24,11 @@ mod plan;
 mod repair;
 mod run;
 mod session;
+mod settle;
 mod snapshot;
 
 pub use run::verify;
+pub use settle::{Settled, Settler};
 
 use crate::{backend::BackendError, lsn::Lsn};
 use async_trait::async_trait;
@@ -51,7 +53,21 @@ pub trait Follower: Send + Sync {
     /// Lets a held feed go on until every commit that ends at or before `lsn` is applied and none beyond, and stand there
     /// until the hold is dropped. The error is a sentence for people.
     async fn advance(&self, hold: &Self::Hold, lsn: Lsn, timeout: Duration) -> Result<(), String>;
+
+    /// Follows by positions of the owner's log. Else [`Follower::at_rest`] is called instead of the two above.
+    fn has_positions(&self) -> bool {
+        true
+    }
+
+    /// Does `take` while nobody writes on the owner and the follower has everything; the follower then stands still until the hold is
+    /// dropped, while the owner goes on.
+    async fn at_rest(&self, _take: AtRest<'_>) -> Result<Self::Hold, String> {
+        Err("it follows by positions".into())
+    }
 }
+
+/// What is done while nobody writes.
+pub type AtRest<'a> = std::pin::Pin<Box<dyn Future<Output = Result<(), ValidateError>> + Send + 'a>>;
 
 /// For databases that no feed connects (they rest, or differ by design): never called.
 #[derive(Debug)]
@@ -245,6 +261,9 @@ pub enum ValidateError {
         /// From the feed.
         reason: String,
     },
+    /// Both sides could not be brought to rest.
+    #[error("both sides could not be brought to rest: {0}")]
+    Rest(String),
     /// A table was asked for that neither side has.
     #[error("there is no table `{0}` on either side: write it as schema.table")]
     NoSuchTable(String),

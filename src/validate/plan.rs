@@ -149,7 +149,7 @@ fn one_sided(key: &(String, String), kind: DifferenceKind) -> TableReport {
     TableReport { differences: 1, examples: vec![example], ..report(key, None) }
 }
 
-fn plan(schema: &str, name: &str, owner: &Table, follower: &Table) -> Option<Plan> {
+pub(super) fn plan(schema: &str, name: &str, owner: &Table, follower: &Table) -> Option<Plan> {
     let mut notes = Vec::new();
     let other = |column: &Column| follower.columns.iter().find(|theirs| theirs.name == column.name);
     let mut common = Vec::new();

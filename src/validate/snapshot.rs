@@ -47,13 +47,19 @@ pub(super) async fn pair<F: Follower>(
 
     let Some(feed) = follower else {
         // Nothing to be exact about: no feed connects the two.
-        first_owner.begin(None).await?;
-        let lsn = position(first_owner).await?;
-        let snapshot = first_owner.export().await?;
-        import(owners.get(1..), Some(&snapshot)).await?;
-        open_followers(&followers, one_server.then_some(snapshot.as_str())).await?;
+        let lsn = open_both(&owners, &followers, one_server).await?;
         return Ok(Pair { lsn, owners, followers, pause: Duration::ZERO, _hold: None });
     };
+    if !feed.has_positions() {
+        let (began, lsn) = (Instant::now(), std::sync::OnceLock::new());
+        let take = async {
+            let _ = lsn.set(open_both(&owners, &followers, one_server).await?);
+            Ok(())
+        };
+        let hold = feed.at_rest(Box::pin(take)).await.map_err(ValidateError::Rest)?;
+        let lsn = lsn.get().copied().unwrap_or(Lsn::ZERO);
+        return Ok(Pair { lsn, owners, followers, pause: began.elapsed(), _hold: keep_hold.then_some(hold) });
+    }
 
     // The feed stops first: under load it would have passed the slot's position by the time it heard of it.
     let held = Instant::now();
@@ -67,6 +73,17 @@ pub(super) async fn pair<F: Follower>(
     let pause = held.elapsed();
     slot.close().await;
     Ok(Pair { lsn, owners, followers, pause, _hold: hold })
+}
+
+/// Snapshots on both sides as they are now: exact only while nobody writes. Returns the owner's position.
+async fn open_both(owners: &[Session], followers: &[Session], one_server: bool) -> Result<Lsn, ValidateError> {
+    let Some(first) = owners.first() else { return Ok(Lsn::ZERO) };
+    first.begin(None).await?;
+    let lsn = position(first).await?;
+    let snapshot = first.export().await?;
+    import(owners.get(1..), Some(&snapshot)).await?;
+    open_followers(followers, one_server.then_some(snapshot.as_str())).await?;
+    Ok(lsn)
 }
 
 /// Two URLs can mean one database.

@@ -32,7 +32,7 @@ async fn greeting(port: u16, bytes: &[u8]) -> Vec<Message> {
     seen
 }
 
-/// 2, 7, 8: encryption asked for in any order, once each; clients that leave early; nothing of it in the log.
+/// 1, 2, 7, 8: encryption asked for in any order, once each; clients that leave early; nothing of it in the log.
 pub async fn encryption(stage: &Stage) {
     for order in [&[GSS, SSL][..], &[SSL, GSS], &[SSL], &[GSS], &[]] {
         let mut raw = Raw::connect(stage.proxy.listen).await;
@@ -52,6 +52,14 @@ pub async fn encryption(stage: &Stage) {
     let mut rest = Vec::new();
     raw.stream.read_to_end(&mut rest).await.unwrap();
     assert!(rest.starts_with(b"NE"), "asked for twice");
+    // what stands behind a request came in clear, whoever sent it (CVE-2021-23214)
+    for request in [SSL, GSS] {
+        let mut raw = Raw::connect(stage.proxy.listen).await;
+        raw.send(&[request, &logged_in()[..]].concat()).await;
+        let mut rest = Vec::new();
+        let _ = raw.stream.read_to_end(&mut rest).await;
+        assert!(rest.starts_with(b"NE") && rest.windows(5).any(|part| part == b"08P01"), "{}", rest.escape_ascii());
+    }
     let before = stage.proxy.log_text();
     for bytes in [&b""[..], &SSL[..3], SSL, GSS, &logged_in()[..9]] {
         for _ in 0..20 {
@@ -74,6 +82,7 @@ pub async fn start_up(stage: &Stage) {
     let long = "x".repeat(9_000);
     for (what, bytes) in [
         ("options", packet(&[(b"options", b"-c DateStyle=SQL\\ ,DMY --application_name=o -c app.x=\\\\")])),
+        ("notices during the log-in", packet(&[(b"options", b"-c client_min_messages=debug5")])),
         ("a wrong option", packet(&[(b"options", b"-c nonsense")])),
         ("an unknown setting", packet(&[(b"no_such_setting", b"1")])),
         ("a wrong value", packet(&[(b"client_encoding", b"KLINGON")])),

@@ -37,6 +37,11 @@ pub async fn simple(stage: &Stage) {
     assert_eq!(status(&mut raw, "SAVEPOINT a; SELECT nonsense").await.0, 'E');
     assert_eq!(status(&mut raw, "COMMIT AND CHAIN").await, ('T', "ROLLBACK\0".into()), "COMMIT of a failed transaction");
     assert_eq!(status(&mut raw, "COMMIT").await, ('I', "COMMIT\0".into()));
+    // a procedure that commits, where it may and where it may not
+    raw.query("CREATE PROCEDURE pg_temp.commits() LANGUAGE plpgsql AS 'BEGIN COMMIT; END'").await;
+    assert_eq!(status(&mut raw, "CALL pg_temp.commits()").await, ('I', "CALL\0".into()));
+    assert_eq!(status(&mut raw, "BEGIN; CALL pg_temp.commits()").await.0, 'E');
+    assert_eq!(status(&mut raw, "ROLLBACK").await, ('I', "ROLLBACK\0".into()));
 }
 
 /// 16, 19: Flush gives what is there and ends nothing; an error comes at once; Sync ends an implicit transaction.
@@ -65,20 +70,18 @@ pub async fn flush(stage: &Stage) {
 /// 17, 18, 20: one ReadyForQuery per Sync; an error skips to the next one, a Query on the way, too; many outstanding.
 pub async fn pipelines(stage: &Stage) {
     let mut raw = stage.raw().await;
-    let one = |request: Request, text: &str| request.parse("", text, &[]).bind("", "", &[], &[], &[]).execute("", 0);
-    let request = one(Request::new(), "SELECT 1 / 0").query("SELECT 'skipped'");
-    let request = one(request, "SELECT 'skipped'").sync().query("SELECT 2");
+    let request = Request::new().run("SELECT 1 / 0").query("SELECT 'skipped'").run("SELECT 'skipped'").sync().query("SELECT 2");
     assert_eq!(tags(&answer(&mut raw, request, 2).await), "1EZTDCZ");
-    assert_eq!(tags(&answer(&mut raw, one(Request::new(), "SELECT 1").query("SELECT 2"), 1).await), "12DCTDCZ");
+    assert_eq!(tags(&answer(&mut raw, Request::new().run("SELECT 1").query("SELECT 2"), 1).await), "12DCTDCZ");
     let mut request = Request::new();
     for k in 0..400 {
-        request = one(request, if k % 3 == 0 { "SELECT 1 / 0" } else { "SELECT repeat('x', 2000)" }).sync();
+        request = request.run(if k % 3 == 0 { "SELECT 1 / 0" } else { "SELECT repeat('x', 2000)" }).sync();
     }
     let seen = tags(&answer(&mut raw, request, 400).await);
     assert_eq!(seen, (0..400).map(|k| if k % 3 == 0 { "1EZ" } else { "12DCZ" }).collect::<String>());
     // an implicit transaction lasts up to the Sync
     raw.query("CREATE TEMP TABLE one (k int)").await;
-    let request = one(one(Request::new(), "INSERT INTO one VALUES (1)"), "SELECT 1 / 0").sync();
+    let request = Request::new().run("INSERT INTO one VALUES (1)").run("SELECT 1 / 0").sync();
     answer(&mut raw, request, 1).await;
     assert_eq!(raw.value("SELECT count(*) FROM one").await, "0");
 }
@@ -102,14 +105,14 @@ pub async fn portals(stage: &Stage) {
 pub async fn statements(stage: &Stage) {
     let mut raw = stage.raw().await;
     let parse = |name: &str, text: &str| Request::new().parse(name, text, &[]);
-    let run = |request: Request, name: &str| request.bind("", name, &[], &[], &[]).execute("", 0).sync();
+    let run = |name: &str| Request::new().run_prepared(name).sync();
     assert_eq!(tags(&answer(&mut raw, parse("a", "SELECT 1").sync(), 1).await), "1Z");
     assert_eq!(codes(&answer(&mut raw, parse("a", "SELECT 2").sync(), 1).await), ["42P05"]);
     assert_eq!(codes(&answer(&mut raw, parse("b", "SELEC").sync(), 1).await), ["42601"]);
-    assert_eq!(codes(&answer(&mut raw, run(Request::new(), "b"), 1).await), ["26000"], "a failed Parse makes nothing");
+    assert_eq!(codes(&answer(&mut raw, run("b"), 1).await), ["26000"], "a failed Parse makes nothing");
     assert_eq!(tags(&answer(&mut raw, parse("", "SELECT 1").parse("", "SELECT 2", &[]).sync(), 1).await), "11Z");
-    assert_eq!(tags(&answer(&mut raw, run(Request::new(), "").query("BEGIN"), 2).await), "2DCZCZ", "the unnamed one, later");
-    assert_eq!(codes(&answer(&mut raw, run(Request::new(), ""), 1).await), ["26000"], "a Query has replaced it");
+    assert_eq!(tags(&answer(&mut raw, run("").query("BEGIN"), 2).await), "2DCZCZ", "the unnamed one, later");
+    assert_eq!(codes(&answer(&mut raw, run(""), 1).await), ["26000"], "a Query has replaced it");
     raw.query("ROLLBACK").await;
     for text in ["DEALLOCATE a", "DEALLOCATE ALL", "DISCARD ALL"] {
         answer(&mut raw, Request::new().close(b'S', "a").sync(), 1).await;
@@ -118,11 +121,11 @@ pub async fn statements(stage: &Stage) {
         assert_eq!(codes(&seen), ["26000"], "{text}");
     }
     raw.query("PREPARE a AS SELECT 7").await;
-    assert_eq!(tags(&answer(&mut raw, run(Request::new(), "a"), 1).await), "2DCZ", "SQL and protocol share the names");
+    assert_eq!(tags(&answer(&mut raw, run("a"), 1).await), "2DCZ", "SQL and protocol share the names");
     raw.query("CREATE TEMP TABLE plan (k int)").await;
-    answer(&mut raw, run(parse("p", "SELECT * FROM plan"), "p"), 1).await;
+    answer(&mut raw, parse("p", "SELECT * FROM plan").run_prepared("p").sync(), 1).await;
     raw.query("ALTER TABLE plan ADD COLUMN more int").await;
-    let seen = answer(&mut raw, run(Request::new(), "p"), 1).await;
+    let seen = answer(&mut raw, run("p"), 1).await;
     assert_eq!(codes(&seen), ["0A000"]);
 }
 
@@ -147,7 +150,7 @@ pub async fn copy(stage: &Stage) {
     let mut raw = stage.raw().await;
     raw.query("CREATE TEMP TABLE sink (k int)").await;
     let row = Request::new().copy_data(b"1\n");
-    let extended = Request::new().parse("", "COPY sink FROM STDIN", &[]).bind("", "", &[], &[], &[]).execute("", 0);
+    let extended = Request::new().run("COPY sink FROM STDIN");
     for (what, request, ready, expected) in [
         ("in the middle", Request::new().query("SELECT 1; COPY sink FROM STDIN; SELECT 2").raw_after(&row).copy_done(), 1, "TDCGCTDCZ"),
         ("nothing at all", Request::new().query("COPY sink FROM STDIN").copy_data(b"").copy_done(), 1, "GCZ"),

@@ -201,6 +201,16 @@ impl Request {
         self
     }
 
+    /// A statement without parameters: parsed, bound and executed without a name.
+    pub fn run(self, text: impl AsRef<[u8]>) -> Self {
+        self.parse("", text, &[]).bind("", "", &[], &[], &[]).execute("", 0)
+    }
+
+    /// A prepared statement without parameters, bound and executed.
+    pub fn run_prepared(self, name: &str) -> Self {
+        self.bind("", name, &[], &[], &[]).execute("", 0)
+    }
+
     fn named(mut self, tag: u8, kind: u8, name: &str) -> Self {
         put(&mut self.0, tag, |b| {
             b.extend_from_slice(&[kind]);

@@ -217,7 +217,7 @@ fn pipeline(random: &mut Rng) -> Unit {
     request = request.parse(name, statement.text, statement.types);
     for _ in 0..random.usize(2..20) {
         if random.u32(..6) == 0 {
-            request = request.parse("", *pick(random, PLAIN), &[]).bind("", "", &[], &[], &[]).execute("", 0);
+            request = request.run(pick(random, PLAIN));
         }
         request = bind(random, request, "", name, statement);
         if random.bool() {
@@ -286,7 +286,7 @@ fn copy_in_extended(random: &mut Rng) -> Unit {
     let mut unit = Unit::default();
     let mut request = Request::new();
     if random.u32(..4) == 0 {
-        request = request.parse("", *pick(random, PLAIN), &[]).bind("", "", &[], &[], &[]).execute("", 0);
+        request = request.run(pick(random, PLAIN));
     }
     request = request.parse("", text, &[]).bind("", "", &[], &[], &[]);
     if random.bool() {
@@ -303,7 +303,7 @@ fn copy_in_extended(random: &mut Rng) -> Unit {
     }
     request = copy_lines(random, request);
     if random.u32(..3) == 0 {
-        request = request.parse("", *pick(random, PLAIN), &[]).bind("", "", &[], &[], &[]).execute("", 0);
+        request = request.run(pick(random, PLAIN));
     }
     request = request.sync();
     if random.u32(..3) == 0 {
@@ -382,7 +382,7 @@ fn giant(random: &mut Rng) -> Unit {
 fn replanned(random: &mut Rng) -> Unit {
     let name = *pick(random, &NAMES);
     let mut request = Request::new().query("CREATE TEMP TABLE IF NOT EXISTS plan (k int, t text)").close(b'S', name);
-    request = request.parse(name, "SELECT * FROM plan ORDER BY k", &[]).bind("", name, &[], &[], &[]).execute("", 0).sync();
+    request = request.parse(name, "SELECT * FROM plan ORDER BY k", &[]).run_prepared(name).sync();
     request = request.query(*pick(random, &["ALTER TABLE plan ADD COLUMN more int", "DROP TABLE plan", "ALTER TABLE plan RENAME t TO u"]));
     for _ in 0..2 {
         request = request.bind("", name, &[], &[], &[1]).describe(b'P', "").execute("", 0).sync();
@@ -430,11 +430,7 @@ fn ending(random: &mut Rng) -> Unit {
             unit.then(request).barrier().last(Action::AwaitEnd)
         }
         6 => unit.then(Request::new().query("COPY sink FROM STDIN").query("SELECT 1")).last(Action::AwaitEnd),
-        7 => {
-            let request =
-                Request::new().parse("", "SELECT generate_series(1, 3000)", &[]).bind("", "", &[], &[], &[]).execute("", 0).sync();
-            unit.then(request.raw(b'X', b"")).last(Action::AwaitEnd)
-        }
+        7 => unit.then(Request::new().run("SELECT generate_series(1, 3000)").sync().raw(b'X', b"")).last(Action::AwaitEnd),
         _ => unit.then(Request::new().query("SELECT 1").raw(b'Q', b"never finished")).last(Action::HalfClose).last(Action::AwaitEnd),
     }
 }

@@ -244,40 +244,25 @@ fn dialogues() -> Vec<Vec<u8>> {
     let server = |tag: u8, body: &[u8]| message(tag + 128, body);
     let (parse, bind) = (message(b'P', b"a\0SELECT 1\0\0\0"), message(b'B', b"\0a\0\0\0\0\0\0\0"));
     let (execute, sync, ready) = (message(b'E', b"\0\0\0\0\0"), message(b'S', b""), server(b'Z', b"I"));
+    let run = [&bind[..], &execute, &sync].concat();
+    let failed = server(b'E', b"C22012\0\0");
     let copy = message(b'P', b"a\0COPY t FROM STDIN\0\0\0");
     vec![
         [message(b'Q', b"BEGIN\0"), server(b'C', b"BEGIN\0"), server(b'Z', b"T"), message(b'Q', b"COMMIT\0"), ready.clone()].concat(),
-        [
-            parse.clone(),
-            bind.clone(),
-            execute.clone(),
-            sync.clone(),
-            server(b'1', b""),
-            server(b'2', b""),
-            server(b'C', b"SELECT 1\0"),
-            ready.clone(),
-        ]
-        .concat(),
-        [parse, sync.clone(), server(b'1', b""), ready.clone(), server(b'S', b"x"), bind.clone(), execute.clone(), sync.clone()].concat(),
-        [
-            copy,
-            bind,
-            execute,
-            sync.clone(),
-            server(b'G', b""),
-            message(b'd', b"1\n"),
-            message(b'c', b""),
-            sync,
-            server(b'E', b"C22012\0\0"),
-            ready,
-        ]
-        .concat(),
+        [&parse[..], &run, &server(b'1', b""), &server(b'2', b""), &server(b'C', b"SELECT 1\0"), &ready].concat(),
+        [&parse[..], &sync, &server(b'1', b""), &ready, &server(b'S', b"x"), &run].concat(),
+        [&copy[..], &run, &server(b'G', b""), &message(b'd', b"1\n"), &message(b'c', b""), &sync, &failed, &ready].concat(),
         [message(b'Q', b"DEALLOCATE a; SET x.y = 1\0"), server(b'C', b"SET\0"), message(b'F', b""), message(b'H', b"x")].concat(),
     ]
 }
 
+/// A corpus of texts.
+fn lines(texts: &[&str]) -> Vec<Vec<u8>> {
+    texts.iter().map(|text| text.as_bytes().to_vec()).collect()
+}
+
 fn texts() -> Vec<Vec<u8>> {
-    [
+    lines(&[
         "SELECT a, 'it''s', 1.5e3, $1 FROM t WHERE b IN (1, 2, 3) ORDER BY 1",
         "/* c /* nested */ */ INSERT INTO t VALUES (E'\\n', U&'\\00e4', $tag$ x $tag$, B'01', X'1F') -- end",
         "WITH w AS (DELETE FROM t RETURNING *) SELECT * FROM w; SET app.x = 'y'; COMMIT",
@@ -285,9 +270,7 @@ fn texts() -> Vec<Vec<u8>> {
         "PREPARE p AS SELECT 1; EXECUTE p; DEALLOCATE p; DECLARE c CURSOR WITH HOLD FOR SELECT 1",
         "COPY t FROM STDIN; SELECT 'unterminated",
         "CREATE TEMP TABLE \"T\" (a int); LISTEN x; DISCARD ALL",
-    ]
-    .map(|text| text.as_bytes().to_vec())
-    .to_vec()
+    ])
 }
 
 fn changes() -> Vec<Vec<u8>> {
@@ -309,27 +292,23 @@ fn changes() -> Vec<Vec<u8>> {
 }
 
 fn commands() -> Vec<Vec<u8>> {
-    [
+    lines(&[
         "SHOW LATENCY BY QUERY",
         "SET pg18 serve_reads = 5.5",
         "SIMULATE CUTOVER pg18 AT 5 FOR '1m';",
         "APPROVE 7 AS 'ALTER TABLE \"x\" ADD y int'",
         "VERIFY pg18 TABLE public.item REPAIR",
         "/* c */ set client_encoding to 'UTF8'",
-    ]
-    .map(|text| text.as_bytes().to_vec())
-    .to_vec()
+    ])
 }
 
 fn urls() -> Vec<Vec<u8>> {
-    [
+    lines(&[
         "postgres://app:s3cret%20word@10.0.0.1:5432/shop?sslmode=require",
         "postgresql://app@[::1]:6432/shop",
         "postgres://%2Fvar%2Frun:1/x",
         "postgres://a:b@h/d?host=/tmp&application_name=x",
-    ]
-    .map(|text| text.as_bytes().to_vec())
-    .to_vec()
+    ])
 }
 
 fn configs() -> Vec<Vec<u8>> {

@@ -50,11 +50,16 @@ pub struct Proxy {
 impl Proxy {
     /// `[proxy]` gets free ports and `more_of_proxy`; `databases` is the rest of the file.
     pub fn start(name: &str, more_of_proxy: &str, databases: &str) -> Proxy {
+        Proxy::start_at(name, "127.0.0.1", more_of_proxy, databases)
+    }
+
+    /// Clients are accepted at this address.
+    pub fn start_at(name: &str, address: &str, more_of_proxy: &str, databases: &str) -> Proxy {
         let folder = folder(name);
         let (listen, http) = (free_port().unwrap(), free_port().unwrap());
         let metadata = folder.join("metadata.db");
         let text = format!(
-            "[proxy]\nlisten = \"127.0.0.1:{listen}\"\nhttp = \"127.0.0.1:{http}\"\nmetadata = \"sqlite:{}\"\n{more_of_proxy}\n\n{databases}",
+            "[proxy]\nlisten = \"{address}:{listen}\"\nhttp = \"127.0.0.1:{http}\"\nmetadata = \"sqlite:{}\"\n{more_of_proxy}\n\n{databases}",
             metadata.display()
         );
         let (config, log) = (folder.join("proxy.toml"), folder.join("proxy.log"));

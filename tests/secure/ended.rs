@@ -21,6 +21,13 @@ host      all      modern      all             scram-sha-256
 host      shop     all         127.0.0.1 255.255.255.255  md5
 ";
 
+/// A soft hyphen that is nothing, and a Roman numeral that is two letters.
+const COMPOSED: &str = "I\u{ad}X \u{2168}";
+
+fn lengthy() -> String {
+    "long".repeat(500)
+}
+
 pub struct Stage {
     pub authority: Authority,
     pub source: Server,
@@ -50,6 +57,8 @@ impl Stage {
             let text = if role == "hashed" { format!("SET password_encryption = 'md5'; {text}; RESET password_encryption") } else { text };
             admin.simple_query(&text).await.unwrap();
         }
+        admin.simple_query(&format!("CREATE ROLE lengthy LOGIN PASSWORD '{}'", lengthy())).await.unwrap();
+        admin.simple_query(&format!("CREATE ROLE composed LOGIN PASSWORD '{COMPOSED}'")).await.unwrap();
         // in the list with what the server stores
         let stored = admin.simple_query("SELECT rolpassword FROM pg_authid WHERE rolname = 'modern'").await.unwrap();
         let modern = stored[0][0].clone().unwrap();
@@ -61,8 +70,9 @@ impl Stage {
         let folder = folder("ended-files");
         let list = format!(
             "; users\n\"plain\" \"pw-plain\"\n\"modern\" \"{modern}\"\n\"hashed\" \"{}\"\n\"clear\" \"pw-clear\"\n\"trusted\" \"\"\n\
-             \"secretive\" \"pw-secretive\"\n\"banned\" \"pw-banned\"\n\"elsewhere\" \"not the server's\"\n",
-            md5("hashed", "pw-hashed")
+             \"lengthy\" \"{}\"\n\"composed\" \"{COMPOSED}\"\n\"secretive\" \"pw-secretive\"\n\"banned\" \"pw-banned\"\n\"elsewhere\" \"not the server's\"\n",
+            md5("hashed", "pw-hashed"),
+            lengthy()
         );
         fs::write(folder.join("users.txt"), list).unwrap();
         fs::write(folder.join("hba.conf"), RULES).unwrap();
@@ -98,6 +108,11 @@ pub async fn user_list(stage: &Stage) {
             let wrong = stage.psql(user, "wrong", parameters);
             wrong.fails(&format!("password authentication failed for user \"{user}\""));
         }
+    }
+    // longer than proxies like, and other characters for the same password (SASLprep, RFC 4013)
+    for (user, password) in [("lengthy", lengthy().as_str()), ("composed", COMPOSED), ("composed", "IX IX")] {
+        stage.psql(user, password, "sslmode=disable").is(&format!("{user} {user}"));
+        stage.psql(user, &password[1..], "sslmode=disable").fails("password authentication failed");
     }
     for user in ["plain", "modern"] {
         stage.psql(user, &format!("pw-{user}"), "sslmode=require channel_binding=require").is(&format!("{user} {user}"));

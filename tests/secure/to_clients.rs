@@ -192,7 +192,35 @@ pub async fn cancel(stage: &Stage) {
     backend::cancel(&url, key.0, &key.1).await.unwrap();
     let error = slept.await.unwrap().unwrap_err().to_string();
     assert!(error.contains("57014"), "{error}");
-    bystander.simple_query("SELECT 1").await.unwrap();
+    // held at the gate, where no server knows of it
+    stage.proxy.rows("PAUSE shop").await;
+    let key = bystander.key.clone();
+    let held = tokio::spawn(async move { bystander.simple_query("SELECT 'held'").await });
+    while !held.is_finished() {
+        backend::cancel(&url, key.0, &key.1).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let error = held.await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("57014"), "{error}");
+    stage.proxy.rows("RESUME shop").await;
+}
+
+/// The end of TLS said, not said, and a reset: the session ends, and its transaction with it.
+pub async fn leaving(stage: &Stage) {
+    for way in ["close_notify", "nothing", "a reset"] {
+        let mut connection = Connection::open(&stage.verified(""), &[]).await.unwrap();
+        connection.simple_query("BEGIN").await.unwrap();
+        match way {
+            "close_notify" => tokio::io::AsyncWriteExt::shutdown(&mut connection.stream).await.unwrap(),
+            "a reset" => socket2::SockRef::from(connection.stream.tcp().unwrap()).set_linger(Some(Duration::ZERO)).unwrap(),
+            _ => {}
+        }
+        drop(connection);
+        wait_until(way, Duration::from_secs(60), || async {
+            stage.proxy.state().await.databases[0].clients == 0 && stage.proxy.rows("SHOW POOLS").await[0]["in_transaction"] == 0
+        })
+        .await;
+    }
 }
 
 /// Gives each byte of the client a packet of its own.

@@ -27,7 +27,7 @@ pub fn spec(from: &Server, to: &Server, database: &str) -> FeedSpec {
         direction: Direction::Forward,
         from: from.url(database),
         to: to.url(database),
-        copy_workers: 2,
+        copy: understudy::config::CopyConfig::default(),
     }
 }
 

@@ -29,6 +29,7 @@ const FROZEN: Duration = Duration::from_millis(250);
 /// … and run this long.
 const THAWED: Duration = Duration::from_millis(50);
 const SIMULATED_PERCENT: f64 = 5.0;
+const TOP_PERCENT: f64 = 100.0;
 
 /// What is done to the shadow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,9 +52,9 @@ impl Fault {
     }
 }
 
-/// How a climb ended.
+/// How one attempt to climb ended.
 enum Climb {
-    Top,
+    Arrived,
     Reverted { reason: String },
 }
 
@@ -101,7 +102,7 @@ impl Play<'_> {
         self.stage.chapter("g. The shift ladder, with faults in the shadow");
         let faults: &[Fault] = if self.is_breaking(Break::ShadowDown) { &[Fault::Down] } else { &[Fault::Slow, Fault::Failing] };
         for fault in faults {
-            let revert = self.climb_into(*fault).await?;
+            let revert = self.climb_into(*fault, report).await?;
             if revert.triggered {
                 self.stage.good(format!(
                     "reads were back at the owner {:.0} ms after the shadow {}, {} client errors: {}",
@@ -117,37 +118,22 @@ impl Play<'_> {
         report.revert.triggered = report.reverts.iter().all(|revert| revert.triggered);
         report.revert.client_errors = report.reverts.iter().map(|revert| revert.client_errors).sum();
 
-        for _ in 0..CLIMBS_MAX {
-            match self.climb().await? {
-                Climb::Top => {
-                    let state = self.state().await?;
-                    let (_, shadow) = actors(&state)?;
-                    self.stage.good(format!(
-                        "all steps healthy: {} reads served, {} fell back, p99 {} (source {})",
-                        grouped(shadow.served.reads),
-                        shadow.served.fallbacks,
-                        millis(shadow.shadow_latency.p99_us),
-                        millis(shadow.source_latency.p99_us)
-                    ));
-                    return self.take_figures(report).await;
-                }
-                Climb::Reverted { reason } => {
-                    report.unexplained_reverts += 1;
-                    self.stage.notice(format!("reverted without a fault of ours (a busy machine?): {reason}"));
-                    tokio::time::sleep(AFTER_HEALING).await;
-                    self.await_health(HEAL_WAIT_MAX).await?;
-                }
-            }
-        }
-        Err(DemoError::Failed(format!("the ladder did not reach 100 % in {CLIMBS_MAX} attempts")))
+        self.climb(TOP_PERCENT, report).await?;
+        let state = self.state().await?;
+        let (_, shadow) = actors(&state)?;
+        self.stage.good(format!(
+            "all steps healthy: {} reads served, {} fell back, p99 {} (source {})",
+            grouped(shadow.served.reads),
+            shadow.served.fallbacks,
+            millis(shadow.shadow_latency.p99_us),
+            millis(shadow.source_latency.p99_us)
+        ));
+        self.take_figures(report).await
     }
 
     /// Starts the ladder, breaks the shadow at the second step, waits for the revert, heals.
-    async fn climb_into(&mut self, fault: Fault) -> Result<Revert, DemoError> {
-        self.tell(&format!("SHIFT START {SHADOW}")).await?;
-        self.watch(CLIMB_WAIT_MAX, ladder_line, |_, _, shadow| (shadow.serve_reads >= FAULT_AT_PERCENT).then_some(()))
-            .await?
-            .ok_or_else(|| DemoError::Failed(format!("the ladder did not reach {FAULT_AT_PERCENT} % within {CLIMB_WAIT_MAX:?}")))?;
+    async fn climb_into(&mut self, fault: Fault, report: &mut Report) -> Result<Revert, DemoError> {
+        self.climb(FAULT_AT_PERCENT, report).await?;
         // Half a step of normal life there.
         tokio::time::sleep(self.pace.hold / 2).await;
         let state = self.state().await?;
@@ -191,19 +177,36 @@ impl Play<'_> {
         Ok(None)
     }
 
-    async fn climb(&mut self) -> Result<Climb, DemoError> {
-        self.tell(&format!("SHIFT START {SHADOW}")).await?;
-        let mut started = false;
-        self.watch(CLIMB_WAIT_MAX, ladder_line, |_, _, shadow| {
-            started |= shadow.serve_reads > 0.0;
-            if shadow.serve_reads >= 100.0 && shadow.shift.starts_with("done") {
-                return Some(Climb::Top);
+    /// Climbs until the shadow serves this share. A revert that nobody provoked is counted, told, and waited out.
+    async fn climb(&mut self, percent: f64, report: &mut Report) -> Result<(), DemoError> {
+        for _ in 0..CLIMBS_MAX {
+            match self.try_to_climb(percent).await? {
+                Climb::Arrived => return Ok(()),
+                Climb::Reverted { reason } => {
+                    report.unexplained_reverts += 1;
+                    self.stage.notice(format!("reverted without a fault of ours (a busy machine?): {reason}"));
+                    tokio::time::sleep(AFTER_HEALING).await;
+                    self.await_health(HEAL_WAIT_MAX).await?;
+                }
             }
-            let reason = shadow.revert.as_ref().map(|revert| revert.reason.clone()).unwrap_or_default();
-            (started && shadow.serve_reads == 0.0).then_some(Climb::Reverted { reason })
+        }
+        Err(DemoError::Failed(format!("the ladder did not reach {percent} % in {CLIMBS_MAX} attempts")))
+    }
+
+    async fn try_to_climb(&mut self, percent: f64) -> Result<Climb, DemoError> {
+        let reverts = |shadow: &crate::console::state::ShadowState| shadow.revert.as_ref().map_or(0, |revert| revert.count);
+        let state = self.state().await?;
+        let earlier = reverts(actors(&state)?.1);
+        self.tell(&format!("SHIFT START {SHADOW}")).await?;
+        self.watch(CLIMB_WAIT_MAX, ladder_line, |_, _, shadow| {
+            if let Some(revert) = shadow.revert.as_ref().filter(|revert| revert.count > earlier) {
+                return Some(Climb::Reverted { reason: revert.reason.clone() });
+            }
+            let whole = percent < TOP_PERCENT || shadow.shift.starts_with("done");
+            (shadow.serve_reads >= percent && whole).then_some(Climb::Arrived)
         })
         .await?
-        .ok_or_else(|| DemoError::Failed(format!("the ladder did not end within {CLIMB_WAIT_MAX:?}")))
+        .ok_or_else(|| DemoError::Failed(format!("the ladder did not reach {percent} % within {CLIMB_WAIT_MAX:?}")))
     }
 
     async fn served_reads(&mut self) -> Result<u64, DemoError> {

@@ -94,6 +94,12 @@ impl Report {
             };
             stage.line(format!("{:<20}{text}", "revert"));
         }
+        if self.unexplained_reverts > 0 {
+            stage.line(format!(
+                "{:<20}{} without a fault of ours (a busy machine?), then climbed again",
+                "revert", self.unexplained_reverts
+            ));
+        }
         for (name, step) in [("cutover", &self.cutover), ("rollback", &self.rollback)] {
             let text = format!(
                 "paused {:.1} ms (longest wait of a client {:.1} ms), {} failed statements, {} dropped connections",
