@@ -7,7 +7,7 @@ use super::{
     copy, copy_schema,
     error::{Attempt, Blame, blame, describe},
     mapped,
-    names::qualified,
+    names::{ident, qualified},
     poll, sequences, session,
     shared::{HeldState, Shared, TableName, lock},
 };
