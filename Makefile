@@ -5,7 +5,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # Enough cases to find what a change breaks, few enough to wait for; raise it for a long run.
 export PROPTEST_CASES ?= 64
 
-.PHONY: help setup setup-demo build demo pauses bench-proxy bench-micro bench-feed crash-feed test test-drivers histories format lint unit docs clean
+.PHONY: help setup setup-demo setup-bench build demo pauses bench-proxy bench-micro bench-feed crash-feed test test-drivers histories format lint unit docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,6 +15,9 @@ setup: ## install what is missing for the tests (Debian packages, PostgreSQL 13 
 
 setup-demo:
 	@scripts/setup 18
+
+setup-bench:
+	@scripts/setup bench
 
 build: setup-demo ## release build
 	@echo "building… (release; the first time takes some minutes)"
@@ -32,7 +35,7 @@ bench-proxy: setup-demo ## direct, haproxy, PgBouncer and understudy side by sid
 bench-micro: ## framing, classification, bookkeeping, comparison
 	@cargo bench --locked --quiet --profile dist --bench micro -- $(BENCH_ARGS)
 
-bench-feed: setup-demo ## copy, catch-up and live lag against pg_dump, pgcopydb and a native subscription (BENCH_ARGS="parts=catchup rounds=1")
+bench-feed: setup-bench ## copy, catch-up and live lag against pg_dump, pgcopydb and a native subscription (BENCH_ARGS="parts=catchup rounds=1")
 	@cargo bench --locked --quiet --bench feed -- $(BENCH_ARGS)
 
 crash-feed: setup ## kill feed, source and shadow at random moments, compare every row (ROUNDS=300 SEED=…)

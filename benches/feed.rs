@@ -92,6 +92,24 @@ impl Figures {
                 rows.push(json!({"part": part, "method": method, "measure": measure, "median": median, "rounds": values}));
             }
         }
+        // What following costs at a given rate, which the machine has room for.
+        let medians: BTreeMap<(&str, &str), f64> = self
+            .0
+            .iter()
+            .filter(|((part, _), _)| part.starts_with("live at"))
+            .filter_map(|((part, method), measures)| {
+                let mut values = measures.get("tps")?.clone();
+                values.sort_by(f64::total_cmp);
+                Some(((part.as_str(), method.as_str()), *values.get(values.len() / 2)?))
+            })
+            .collect();
+        for ((part, method), tps) in &medians {
+            if let Some(alone) = medians.get(&(*part, "no follower")).filter(|_| *method != "no follower") {
+                let loss = (1.0 - tps / alone) * 100.0;
+                println!("{part:<22} {method:<26} {:<22} {loss:>12.2}", "tps lost, percent");
+                rows.push(json!({"part": part, "method": method, "measure": "tps lost, percent", "median": loss, "rounds": []}));
+            }
+        }
         json!(rows)
     }
 }

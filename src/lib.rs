@@ -16,6 +16,7 @@ pub mod lsn;
 pub mod metadata;
 pub mod monitor;
 pub mod net;
+pub mod pool;
 pub mod schema;
 pub mod session;
 pub mod sql;

@@ -126,7 +126,7 @@ impl Author {
         let t = table.qualified();
         let viewed = self.views.iter().any(|(_, on)| *on == t);
         let column = (!table.columns.is_empty()).then(|| self.rng.usize(0..table.columns.len()));
-        Some(match self.rng.u32(0..30) {
+        Some(match self.rng.u32(0..38) {
             0 => self.create(),
             1 if self.tables.len() > 4 && !viewed => {
                 self.tables.remove(index);
@@ -299,6 +299,49 @@ impl Author {
                     if self.triggers { format!(" INSERT INTO {p}_1 VALUES (100, 1, 'c');") } else { String::new() }
                 )
             }
+            30 => {
+                let at = self.functions.len().checked_sub(1)?;
+                format!("DROP FUNCTION {}(integer);", self.functions.remove(at))
+            }
+            31 => format!("DROP TYPE {};", self.enums.pop()?),
+            32 => {
+                let (at, name) = (self.enums.len().checked_sub(1)?, self.fresh("e"));
+                let old = std::mem::replace(&mut self.enums[at], format!("public.{name}"));
+                format!("ALTER TYPE {old} RENAME TO {name};")
+            }
+            33 => {
+                let (at, name) = (self.indexes.len().checked_sub(1)?, self.fresh("i"));
+                let schema = self.indexes[at].0.split_once('.').unwrap().0.to_owned();
+                let old = std::mem::replace(&mut self.indexes[at].0, format!("{schema}.{name}"));
+                format!("ALTER INDEX IF EXISTS {old} RENAME TO {name};")
+            }
+            34 => {
+                let c = self.fresh("u");
+                format!("ALTER TABLE {t} ADD CONSTRAINT {c} CHECK (id > -100000000); ALTER TABLE {t} RENAME CONSTRAINT {c} TO {c}_r;")
+            }
+            35 => {
+                let (at, name) = (self.views.len().checked_sub(1)?, self.fresh("v"));
+                let old = std::mem::replace(&mut self.views[at].0, format!("public.{name}"));
+                format!("ALTER VIEW {old} RENAME TO {name};")
+            }
+            36 => {
+                let at = self.schemas.len().checked_sub(1).filter(|at| *at > 0)?;
+                let name = self.fresh("s");
+                let old = std::mem::replace(&mut self.schemas[at], name.clone());
+                for table in self.tables.iter_mut().filter(|table| table.schema == old) {
+                    table.schema.clone_from(&name);
+                }
+                let prefix = format!("{old}.");
+                let names = self.views.iter_mut().map(|(_, on)| on).chain(self.indexes.iter_mut().flat_map(|(index, on)| [index, on]));
+                for one in names.filter(|one| one.starts_with(&prefix)) {
+                    *one = format!("{name}.{}", one.split_once('.').unwrap().1);
+                }
+                format!("ALTER SCHEMA {old} RENAME TO {name};")
+            }
+            37 => {
+                let c = self.fresh("y");
+                format!("CREATE TYPE public.{c} AS (a integer, b text); ALTER TYPE public.{c} ADD ATTRIBUTE c numeric;")
+            }
             _ => return None,
         })
     }
@@ -385,7 +428,7 @@ async fn catalogs(owner: &Client, follower: &Client) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_changes_of_the_schema_arrive() {
-    random_changes("random_changes_of_the_schema_arrive", true, play::rounds(3)).await;
+    random_changes("random_changes_of_the_schema_arrive", true, play::rounds(2)).await;
 }
 
 /// The owner's role may not create event triggers: its catalog is looked at instead.

@@ -98,6 +98,7 @@ impl Programs<'_> {
             ..target
         });
         fleet.add("understudy session", Some(self.understudy(None)?), |target| target);
+        fleet.add("understudy transaction", Some(self.pooled(40)?), |target| Target { transactions: true, ..target });
         Ok(fleet)
     }
 
@@ -109,15 +110,27 @@ impl Programs<'_> {
         Ok(fleet)
     }
 
-    /// understudy, with a shadow if there is one.
+    /// understudy in session mode, with a shadow if there is one.
     pub fn understudy(&self, shadow: Option<&Server>) -> Result<Running, String> {
+        self.understudy_with("", shadow)
+    }
+
+    /// understudy in transaction mode, with a pool of this size.
+    fn pooled(&self, size: usize) -> Result<Running, String> {
+        let users = self.open_folder()?.join("understudy-users.txt");
+        fs::write(&users, format!("\"app\" \"{}\"\n", self.password)).map_err(|error| error.to_string())?;
+        let text = format!("pool_mode = \"transaction\"\npool.size = {size}\nauth.users = \"file:{}\"\n", users.display());
+        self.understudy_with(&text, None)
+    }
+
+    fn understudy_with(&self, more: &str, shadow: Option<&Server>) -> Result<Running, String> {
         let (port, http) = (free_port()?, free_port()?);
         let metadata = self.folder.join(format!("bench-{port}.db"));
         for suffix in ["", "-wal", "-shm"] {
             let _ = fs::remove_file(format!("{}{suffix}", metadata.display()));
         }
         let mut text = format!(
-            "[proxy]\nlisten = \"127.0.0.1:{port}\"\nhttp = \"127.0.0.1:{http}\"\nmetadata = \"sqlite:{}\"\nmax_clients = 20000\n\
+            "[proxy]\nlisten = \"127.0.0.1:{port}\"\nhttp = \"127.0.0.1:{http}\"\nmetadata = \"sqlite:{}\"\nmax_clients = 20000\n{more}\
              [[database]]\nname = \"bench\"\nsource = \"{}\"\n",
             metadata.display(),
             with_secret(&self.server.superuser_url("bench"))

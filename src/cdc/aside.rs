@@ -34,7 +34,7 @@ impl Applier {
     /// What is set aside under the old name goes on under the new one.
     pub(super) async fn renamed(&mut self, rename: &Rename) -> Result<(), CdcError> {
         let moved: Vec<(TableName, TableName)> =
-            lock(&self.shared.held).keys().filter_map(|table| Some((table.clone(), rename.of(table)?))).collect();
+            lock(&self.shared.held).keys().filter_map(|table| Some((table.clone(), self.renamed_name(rename, table)?))).collect();
         for (from, to) in moved {
             let what = "rename a table that is set aside";
             let (here, there) = (&self.shared.feed, [&from.0, &from.1, &to.0, &to.1]);
@@ -74,13 +74,22 @@ impl Applier {
         Ok(())
     }
 
+    /// The new name of a table, as [`Rename::of`]. One whose place is written down has the owner's name here, which no statement of the
+    /// follower changes.
+    pub(super) fn renamed_name(&self, rename: &Rename, table: &TableName) -> Option<TableName> {
+        if self.shared.spec.place(table).is_some() { None } else { rename.of(table) }
+    }
+
     /// A table that waits for a person was changed: its spooled rows have the shape from before, so its rows are copied again in
     /// place of a replay once it is let go.
     async fn reshaped(&mut self, sql: &str) -> Result<(), CdcError> {
         let waiting: Vec<(TableName, i64)> = lock(&self.shared.held)
             .iter()
             .filter(|(_, held)| matches!(held.state, HeldState::Waiting | HeldState::Rejected) && !held.recopy)
-            .filter(|((schema, table), _)| sql.contains(&qualified(schema, table)))
+            .filter(|(table, _)| {
+                let there = self.shared.spec.name_there(table);
+                sql.contains(&qualified(&there.0, &there.1))
+            })
             .map(|(table, held)| (table.clone(), held.proposal))
             .collect();
         for (table, proposal) in waiting {
@@ -139,10 +148,12 @@ impl Applier {
         Ok(())
     }
 
-    /// Tables of the follower that somebody waits for: set aside, or named by a proposal.
+    /// Tables of the follower that somebody waits for: set aside, or named by a proposal. Without those whose place is written down:
+    /// that their table is not there means that the mapping is to be corrected, not that their rows are not wanted.
     pub(super) async fn awaited_tables(&self) -> Result<BTreeSet<TableName>, CdcError> {
         let mut names: BTreeSet<TableName> = lock(&self.shared.held).keys().cloned().collect();
         names.extend(self.open_proposals()?.into_iter().map(|(_, table)| table));
+        names.retain(|table| self.shared.spec.place(table).is_none());
         let (schemas, tables): (Vec<String>, Vec<String>) = names.into_iter().unzip();
         let there = self
             .client

@@ -4,10 +4,10 @@
 use super::{
     CdcError,
     applier::Command,
-    copy,
+    copy, copy_schema,
     error::{Attempt, Blame, blame, describe},
     mapped,
-    names::qualified,
+    names::{ident, qualified},
     poll, sequences, session,
     shared::{HeldState, Shared, TableName, lock},
 };
@@ -54,7 +54,19 @@ pub(super) fn start(shared: &Arc<Shared>) -> JoinSet<Result<(), CdcError>> {
     tasks.spawn(run_deferred(Arc::clone(shared)));
     tasks.spawn(copy_again(Arc::clone(shared)));
     tasks.spawn(poll::follow(Arc::clone(shared)));
+    tasks.spawn(analyze(Arc::clone(shared)));
     tasks
+}
+
+/// Statistics of what a copy has brought. Lost with the process, they come with autovacuum.
+async fn analyze(shared: Arc<Shared>) -> Result<(), CdcError> {
+    if shared.analyze.swap(false, Ordering::AcqRel) {
+        let follower = session::connect(&shared.spec.to, "copy statistics").await?;
+        if let Err(error) = copy_schema::analyze(&shared, &follower).await {
+            tracing::warn!(feed = shared.feed, %error, "statistics of the copied tables are left to autovacuum");
+        }
+    }
+    std::future::pending().await
 }
 
 /// The applier commits without waiting for the disk. Before the owner may forget a position, one synchronous commit behind it
@@ -173,6 +185,7 @@ async fn run_deferred(shared: Arc<Shared>) -> Result<(), CdcError> {
                         again = true;
                         continue;
                     }
+                    validate_renamed(&shared, &follower).await?;
                     (ProposalState::Superseded, describe(error))
                 }
                 Err(error) if blame(error) == Blame::Moment => {
@@ -206,6 +219,31 @@ async fn run_deferred(shared: Arc<Shared>) -> Result<(), CdcError> {
             () = sleep(CHORE_PERIOD) => {}
         }
     }
+}
+
+/// A constraint that the owner has renamed before it was validated here has another name than the statement: those that the owner
+/// counts as valid are validated by the name that they have now.
+async fn validate_renamed(shared: &Shared, follower: &tokio_postgres::Client) -> Result<(), CdcError> {
+    let known = shared.adapter.known().await?;
+    let rows = follower
+        .query(
+            "SELECT n.nspname::text, c.relname::text, k.conname::text FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid
+             JOIN pg_namespace n ON n.oid = c.relnamespace WHERE NOT k.convalidated AND k.contype IN ('c', 'f')",
+            &[],
+        )
+        .await
+        .attempt("look for constraints that are not valid yet")?;
+    for row in &rows {
+        let (schema, table, name): (&str, &str, &str) = (row.get(0), row.get(1), row.get(2));
+        let owners = known.tables.values().find(|known| known.schema == schema && known.name == table);
+        if owners.is_some_and(|known| known.constraints.iter().any(|one| one.name == name && one.validated)) {
+            let sql = format!("ALTER TABLE {} VALIDATE CONSTRAINT {}", qualified(schema, table), ident(name));
+            if let Err(error) = follower.batch_execute(&sql).await {
+                tracing::warn!(feed = shared.feed, reason = describe(&error), "a renamed constraint is not valid on the follower yet");
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The statements of an index with the definition that the owner's has now: columns may have been renamed meanwhile.

@@ -98,8 +98,10 @@ pub(super) async fn run(shared: &Shared) -> Result<(), CdcError> {
     if !spec.existing() {
         copy_schema::refresh_materialized_views(shared, &ends.owner, &ends.follower).await?;
     }
-    copy_schema::analyze(shared, &ends.follower).await?;
-    ends.complete(consistent).await
+    ends.complete(consistent).await?;
+    // Beside the stream: nothing that follows is wrong without statistics.
+    shared.analyze.store(true, Ordering::Release);
+    Ok(())
 }
 
 impl Ends<'_> {
@@ -383,13 +385,12 @@ pub(super) async fn clean(shared: &Shared, follower: &Client) -> Result<(), CdcE
 /// A follower that has tables of the same names is not ours to fill.
 pub(super) async fn refuse_conflicts(shared: &Shared, owner: &Client, follower: &Client) -> Result<(), CdcError> {
     let mut conflicts = Vec::new();
-    for table in install::user_tables(owner).await? {
-        let name = qualified(&table.schema, &table.table);
-        let there = follower.query_one("SELECT to_regclass($1) IS NOT NULL", &[&name]).await.attempt("look at the follower's tables")?;
-        if there.get(0) {
-            conflicts.push(name);
-        }
-    }
+    let names: Vec<String> = install::user_tables(owner).await?.iter().map(|table| qualified(&table.schema, &table.table)).collect();
+    let there = follower
+        .query("SELECT name FROM unnest($1::text[]) AS name WHERE to_regclass(name) IS NOT NULL", &[&names])
+        .await
+        .attempt("look at the follower's tables")?;
+    conflicts.extend(there.iter().map(|row| row.get::<_, String>(0)));
     if conflicts.is_empty() {
         return Ok(());
     }

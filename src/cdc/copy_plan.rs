@@ -11,7 +11,7 @@ use super::{
     shared::TableName,
 };
 use std::collections::BTreeSet;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Statement};
 
 /// From this size on a table is split, if there is more than one worker: below it one worker is done before a second has begun.
 const SPLIT_BYTES_MIN: i64 = 256 << 20;
@@ -112,12 +112,14 @@ pub(super) struct CopyPlan {
 const LOOK: &str = "c.relfilenode::text || ' ' || coalesce((SELECT string_agg(concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod), ',' ORDER BY a.attnum)
     FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '')";
 
+/// Prepares [`look`].
+pub(super) async fn prepare_look(client: &Client) -> Result<Statement, CdcError> {
+    client.prepare(&format!("SELECT {LOOK} FROM pg_class c WHERE c.oid = $1")).await.attempt("look at a table that is being copied")
+}
+
 /// A relation's present look; `None`: it is gone.
-pub(super) async fn look(client: &Client, oid: u32) -> Result<Option<String>, CdcError> {
-    let row = client
-        .query_opt(&format!("SELECT {LOOK} FROM pg_class c WHERE c.oid = $1"), &[&oid])
-        .await
-        .attempt("look at a table that is being copied")?;
+pub(super) async fn look(client: &Client, prepared: &Statement, oid: u32) -> Result<Option<String>, CdcError> {
+    let row = client.query_opt(prepared, &[&oid]).await.attempt("look at a table that is being copied")?;
     Ok(row.map(|row| row.get(0)))
 }
 

@@ -19,7 +19,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Statement};
 
 /// How often the owner's health is looked at while rows are read.
 const HEALTH_PERIOD: Duration = Duration::from_secs(1);
@@ -51,6 +51,7 @@ struct Work<'a> {
     missing: Vec<AtomicUsize>,
     left_out: Mutex<LeftOut>,
     resting: AtomicBool,
+    look: Statement,
 }
 
 /// Copies every part of a plan at a snapshot. `owner` is a session without it.
@@ -62,6 +63,7 @@ pub(super) async fn run(shared: &Shared, owner: &Client, plan: &CopyPlan, snapsh
         missing: plan.units.iter().map(|unit| AtomicUsize::new(unit.parts)).collect(),
         left_out: Mutex::default(),
         resting: AtomicBool::new(false),
+        look: copy_plan::prepare_look(owner).await?,
     };
     let empty = plan.units.iter().filter(|unit| unit.parts == 0).count() as u64;
     shared.copy.tables_done.fetch_add(empty, Ordering::Relaxed);
@@ -81,8 +83,10 @@ pub(super) async fn run(shared: &Shared, owner: &Client, plan: &CopyPlan, snapsh
 /// A raw session of the owner that sees the snapshot.
 async fn reader(shared: &Shared, snapshot: &str) -> Result<Connection, CdcError> {
     let mut reader = session::connect_raw(&shared.spec.from, "copy reader", &[]).await?;
-    let begin =
-        format!("SET row_security = off; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}", literal(snapshot));
+    let begin = format!(
+        "SET row_security = off; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}; SAVEPOINT part",
+        literal(snapshot)
+    );
     session::run_raw(&mut reader, &begin, "import the copy's snapshot").await?;
     Ok(reader)
 }
@@ -117,8 +121,6 @@ async fn copy_part(
     parts: usize,
 ) -> Result<Option<Left>, CdcError> {
     let Some(unit) = work.plan.units.get(part.unit) else { return Ok(None) };
-    // Locks taken behind a savepoint end with it: the owner's tables are locked (ACCESS SHARE) only while they are read.
-    session::run_raw(reader, "SAVEPOINT part", "begin to read a table").await?;
     let begin = if part.freeze { format!("BEGIN; TRUNCATE ONLY {}", part.name) } else { "BEGIN".to_owned() };
     session::run_raw(writer, &begin, "begin to load a table").await?;
     let copied = pump::run(reader, writer, (&part.out, &part.into, &part.name), work).await;
@@ -126,14 +128,14 @@ async fn copy_part(
         Ok(carried) => {
             work.shared.copy.rows.fetch_sub(carried.frames.saturating_sub(carried.rows), Ordering::Relaxed);
             tracing::debug!(table = part.name, part = part.number, rows = carried.rows, "a part of the copy is there");
-            match copy_plan::look(owner, part.oid).await? {
+            match copy_plan::look(owner, &work.look, part.oid).await? {
                 Some(look) if look == part.look => None,
                 Some(_) => Some(Left::Changed("it was changed on the owner while it was being copied".into())),
                 None => Some(Left::Changed("it was dropped on the owner while it was being copied".into())),
             }
         }
         Err(Broken { blame: Blame::Moment, error }) => return Err(error),
-        Err(Broken { error, .. }) => match copy_plan::look(owner, part.oid).await? {
+        Err(Broken { error, .. }) => match copy_plan::look(owner, &work.look, part.oid).await? {
             Some(look) if look == part.look => {
                 let code = if let CdcError::Refused { code, .. } = &error { code.clone() } else { String::new() };
                 Some(Left::Refused { reason: error.to_string(), code })
@@ -141,7 +143,6 @@ async fn copy_part(
             _ => Some(Left::Changed("it was changed on the owner while it was being copied".into())),
         },
     };
-    session::run_raw(reader, "ROLLBACK TO SAVEPOINT part; RELEASE SAVEPOINT part", "end the reading of a table").await?;
     let end = match &left {
         Some(_) => "ROLLBACK".to_owned(),
         None => format!(
@@ -152,7 +153,12 @@ async fn copy_part(
             part.number
         ),
     };
-    session::run_raw(writer, &end, "store a part of the copy").await?;
+    // Locks taken behind a savepoint end with it: the owner's tables are locked (ACCESS SHARE) only while they are read.
+    futures_util::future::try_join(
+        session::run_raw(reader, "ROLLBACK TO SAVEPOINT part", "end the reading of a table"),
+        session::run_raw(writer, &end, "store a part of the copy"),
+    )
+    .await?;
     Ok(left)
 }
 

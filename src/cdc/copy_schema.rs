@@ -153,7 +153,8 @@ async fn build_one(shared: &Shared, session: &Client, number: i32, entry: &Entry
     Ok(())
 }
 
-/// Gathers statistics of every table, as many at a time as there are workers: without them the first queries are slow.
+/// Gathers statistics of every table, as many at a time as there are workers: without them the first queries are slow. A table
+/// that is gone is no error.
 pub(super) async fn analyze(shared: &Shared, follower: &Client) -> Result<(), CdcError> {
     let rows = follower
         .query(
@@ -169,7 +170,11 @@ pub(super) async fn analyze(shared: &Shared, follower: &Client) -> Result<(), Cd
         let client = session::connect_writer(&shared.spec.to, "copy schema").await?;
         loop {
             let Some(table) = super::shared::lock(&queue).pop_front() else { return Ok::<(), CdcError>(()) };
-            client.batch_execute(&format!("ANALYZE {table}")).await.attempt("analyze the follower")?;
+            if let Err(source) = client.batch_execute(&format!("ANALYZE {table}")).await
+                && source.code() != Some(&SqlState::UNDEFINED_TABLE)
+            {
+                return Err(CdcError::Postgres { what: "analyze the follower".into(), source });
+            }
         }
     });
     futures_util::future::try_join_all(workers).await.map(|_: Vec<()>| ())

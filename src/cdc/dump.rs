@@ -63,7 +63,16 @@ pub(super) async fn run(pg_dump: &Path, url: &ServerUrl, section: Section, snaps
     let output = command.output().await.map_err(|error| failed(&error.to_string()))?;
     if !output.status.success() {
         let reason = String::from_utf8_lossy(&output.stderr);
-        return Err(failed(reason.lines().next().unwrap_or("no reason given")));
+        let line = reason.lines().next().unwrap_or("no reason given");
+        if ["permission denied", "server version mismatch", "password"].iter().any(|words| reason.contains(words)) {
+            return Err(failed(line));
+        }
+        // A connection that broke, a lock that was not free: later it works.
+        return Err(CdcError::Refused {
+            what: "read the owner's schema with pg_dump".into(),
+            reason: line.to_owned(),
+            code: String::new(),
+        });
     }
     if output.stdout.len() > SCHEMA_BYTES_MAX {
         return Err(failed("its output is larger than 512 MiB"));

@@ -97,7 +97,8 @@ impl Applier {
         if let Some(table) = self.shared.repository.proposal(id).ok().and_then(|proposal| parse_object(&proposal.draft.object))
             && self.target_table(&table).await?.is_some()
         {
-            self.hold(group, &table, id, HeldState::Waiting, "an adaptation of this table failed").await?;
+            let here = self.shared.spec.name_here(&table);
+            self.hold(group, &here, id, HeldState::Waiting, "an adaptation of this table failed").await?;
         }
         Ok(())
     }
@@ -340,7 +341,9 @@ impl Applier {
             self.client.batch_execute("ROLLBACK").await.attempt("undo the trial")?;
             tried.attempt("run the statements as a trial (nothing was changed, the proposal waits on)")?;
         }
-        self.client.batch_execute(BEGIN).await.attempt("begin a transaction on the follower")?;
+        // The decision is recorded elsewhere: a crash of the follower must not forget what it says was done.
+        let begin = format!("{BEGIN}; SET LOCAL synchronous_commit = on");
+        self.client.batch_execute(&begin).await.attempt("begin a transaction on the follower")?;
         if sql.is_some() {
             self.client.batch_execute("SET LOCAL search_path TO DEFAULT").await.attempt("set up a session")?;
         }
@@ -353,7 +356,7 @@ impl Applier {
         let mut moved = before;
         for rename in statements.iter().filter_map(|sql| Rename::parse(sql)) {
             self.renamed(&rename).await?;
-            moved = moved.into_iter().map(|table| rename.of(&table).unwrap_or(table)).collect();
+            moved = moved.into_iter().map(|table| self.renamed_name(&rename, &table).unwrap_or(table)).collect();
         }
         let there = self.awaited_tables().await?;
         let gone: Vec<TableName> = moved.into_iter().filter(|table| !there.contains(table)).collect();

@@ -40,6 +40,12 @@ impl FeedSpec {
         self.place(table).map_or_else(|| table.clone(), |place| (place.schema, place.table))
     }
 
+    /// The owner's name of a table of the follower.
+    pub(super) fn name_here(&self, table: &TableName) -> TableName {
+        let rules = self.rules.load();
+        rules.place(!self.back(), &table.0, &table.1).map_or_else(|| table.clone(), |place| (place.schema.clone(), place.table.clone()))
+    }
+
     /// The shadow has a schema of its own.
     pub(super) fn existing(&self) -> bool {
         self.rules.load().existing

@@ -46,6 +46,13 @@ const PHASE: &str = "mirroring";
 /// Makes the shadow, or goes on with one that was made.
 pub(super) async fn run(shared: &Shared, boundary: &Arc<dyn Boundary>) -> Result<(), CdcError> {
     let (spec, feed) = (&shared.spec, shared.feed.as_str());
+    if spec.existing() {
+        return Err(CdcError::Setup(
+            "mirrored writes run as clients write them, which only the source's own schema understands: use feed = \"cdc\", or \
+             schema = \"copy\""
+                .into(),
+        ));
+    }
     let owner = session::connect(&spec.from, "copy").await?;
     let version = session::version(&owner).await?;
     let follower = session::connect_writer(&spec.to, "copy").await?;

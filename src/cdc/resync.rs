@@ -215,6 +215,7 @@ async fn worker(
     snapshot: &str,
 ) -> Result<(Vec<Settled>, LeftOut), CdcError> {
     let Ends { shared, owner, .. } = ends;
+    let look = copy_plan::prepare_look(owner).await?;
     let settler = Settler::open(&shared.spec.from, &shared.spec.to, snapshot).await?;
     let (mut done, mut left) = (Vec::new(), LeftOut::new());
     loop {
@@ -230,7 +231,7 @@ async fn worker(
         // A table that was rewritten or truncated behind the snapshot looks empty to it.
         let still = async || {
             for part in &parts {
-                if !matches!(copy_plan::look(owner, part.oid).await, Ok(Some(look)) if look == part.look) {
+                if !matches!(copy_plan::look(owner, &look, part.oid).await, Ok(Some(found)) if found == part.look) {
                     return false;
                 }
             }

@@ -165,6 +165,8 @@ pub(super) struct Shared {
     pub caught_up: Mutex<Instant>,
     /// Unfinished transactions did not fit into the spool: the owner keeps them until they end.
     pub whole_only: AtomicBool,
+    /// A copy has ended, and its tables have no statistics yet.
+    pub analyze: AtomicBool,
     /// Schema changes are found by looking at the owner's catalog.
     pub polled: AtomicBool,
     /// Connected to both sides and following.
@@ -240,6 +242,7 @@ impl Shared {
             oldest_us: AtomicI64::new(0),
             caught_up: Mutex::new(Instant::now()),
             whole_only: AtomicBool::new(false),
+            analyze: AtomicBool::new(false),
             polled: AtomicBool::new(false),
             connected: AtomicBool::new(false),
             waiters: AtomicUsize::new(0),

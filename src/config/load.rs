@@ -1,10 +1,10 @@
 //! From text to [`Config`]: defaults, ranges, uniqueness, `${ENV_VAR}`. Every refusal names file, line and remedy.
 
 use super::{
-    AdaptConfig, AuthConfig, Config, ConsoleUser, CopyConfig, DatabaseConfig, FeedKind, FillRule, MapRule, MirrorWrites, PoolMode,
-    ProxyConfig, RevertConfig, SchemaSource, Secret, ServerUrl, ShadowConfig, ShiftConfig, TlsConfig, TlsVersion, UnixSocketConfig,
-    UserConfig, UserSource, limits,
-    raw::{RawAuth, RawConfig, RawCopy, RawDatabase, RawFill, RawMap, RawProxy, RawRevert, RawShadow, RawShift, RawTls},
+    AdaptConfig, AuthConfig, Config, ConsoleUser, CopyConfig, DatabaseConfig, FeedKind, FillRule, MapRule, MirrorWrites, PoolConfig,
+    PoolMode, ProxyConfig, RevertConfig, SchemaSource, Secret, ServerUrl, ShadowConfig, ShiftConfig, TlsConfig, TlsVersion,
+    UnixSocketConfig, UserConfig, UserSource, limits,
+    raw::{RawAuth, RawConfig, RawCopy, RawDatabase, RawFill, RawMap, RawPool, RawProxy, RawRevert, RawShadow, RawShift, RawTls},
 };
 use std::{
     collections::{BTreeMap, HashSet},
@@ -85,7 +85,7 @@ impl Reader<'_> {
         let mut shadow_names = HashSet::new();
         for database in raw.database {
             let span = database.name.span();
-            let database = self.database(database, &mut shadow_names)?;
+            let database = self.database(database, &proxy, &mut shadow_names)?;
             if !database_names.insert(database.name.clone()) {
                 return refuse(span, format!("database `{}` is defined twice: names must be unique", database.name));
             }
@@ -112,16 +112,8 @@ impl Reader<'_> {
                 _ => return refuse(value.span(), "metadata must be \"sqlite:FILE\""),
             },
         };
-        let pool_mode = match raw.pool_mode {
-            None => PoolMode::Session,
-            Some(value) => match value.get_ref().as_str() {
-                "session" => PoolMode::Session,
-                "transaction" => {
-                    return refuse(value.span(), "pool_mode \"transaction\" is not available in this version: use \"session\"");
-                }
-                other => return refuse(value.span(), format!("pool_mode is \"session\" or \"transaction\", not \"{other}\"")),
-            },
-        };
+        let auth = auth(raw.auth)?;
+        let pool = pool(raw.pool_mode, raw.pool, &PoolConfig::default(), &auth)?;
         let console = match raw.console {
             None => None,
             Some(console) => Some(ConsoleUser { user: console.user, password: Secret::new(self.expand(&console.password)?) }),
@@ -132,10 +124,10 @@ impl Reader<'_> {
             unix_socket: unix_socket(raw.unix_socket_dir, raw.unix_socket_mode, listen.port())?,
             http: address(raw.http, "http", "")?,
             metadata,
-            pool_mode,
+            pool,
             console,
             tls: raw.tls.map(tls).transpose()?,
-            auth: auth(raw.auth)?,
+            auth,
             limits,
             tcp: limits::tcp(raw.tcp)?,
             shadow_memory_bytes_max: match raw.shadow_memory {
@@ -145,12 +137,13 @@ impl Reader<'_> {
         })
     }
 
-    fn database(&self, raw: RawDatabase, shadow_names: &mut HashSet<String>) -> Result<DatabaseConfig, Refusal> {
+    fn database(&self, raw: RawDatabase, proxy: &ProxyConfig, shadow_names: &mut HashSet<String>) -> Result<DatabaseConfig, Refusal> {
         let name = name(&raw.name, "database")?;
         if name == "understudy" {
             return refuse(raw.name.span(), "the database name `understudy` is the console's: choose another name");
         }
         let source = self.url(&raw.source)?;
+        let pool = pool(raw.pool_mode, raw.pool, &proxy.pool, &proxy.auth)?;
         let mut users = Vec::new();
         for user in raw.user {
             users.push(UserConfig { name: name_of(&user.name), password: Secret::new(self.expand(&user.password)?) });
@@ -167,7 +160,7 @@ impl Reader<'_> {
             }
             shadows.push(shadow);
         }
-        Ok(DatabaseConfig { name, source, users, shadows })
+        Ok(DatabaseConfig { name, source, pool, users, shadows })
     }
 
     fn shadow(&self, raw: RawShadow) -> Result<ShadowConfig, Refusal> {
@@ -308,6 +301,63 @@ fn fill(raw: RawFill) -> Result<FillRule, Refusal> {
         nulls: raw.nulls.map_or(0.0, Spanned::into_inner),
     })
 }
+
+/// What a section leaves out is as in `above`.
+fn pool(mode: Option<Spanned<String>>, raw: RawPool, above: &PoolConfig, auth: &AuthConfig) -> Result<PoolConfig, Refusal> {
+    let written = mode.as_ref().map(Spanned::span);
+    let mode = match &mode {
+        None => above.mode,
+        Some(value) => match value.get_ref().as_str() {
+            "session" => PoolMode::Session,
+            "transaction" => PoolMode::Transaction,
+            other => return refuse(value.span(), format!("pool_mode is \"session\" or \"transaction\", not \"{other}\"")),
+        },
+    };
+    if let (PoolMode::Transaction, Some(span)) = (mode, written)
+        && auth.users == UserSource::Relay
+        && auth.rules.is_empty()
+        && auth.hba.is_none()
+    {
+        return refuse(
+            span,
+            "pool_mode \"transaction\" needs log-ins that end at understudy, which must open server connections by itself: set users = \"query\" \
+             or \"file:PATH\" (or rules) in [proxy.auth]",
+        );
+    }
+    let default_size = if mode == PoolMode::Transaction { Some(above.size.unwrap_or(POOL_SIZE)) } else { above.size };
+    let size = match &raw.size {
+        None => default_size,
+        Some(_) => Some(in_range(raw.size, "size", 1..=100_000, 0)? as usize),
+    };
+    let min_span = raw.min_size.as_ref().map(Spanned::span);
+    let min_size = in_range(raw.min_size, "min_size", 0..=100_000, above.min_size as i64)? as usize;
+    if let Some(span) = min_span
+        && size.is_none_or(|size| size < min_size)
+    {
+        return refuse(span, "min_size must not be above size, which must be set");
+    }
+    let reset_query = match &raw.reset_query {
+        None => above.reset_query.clone(),
+        Some(text) if text.get_ref().trim().is_empty() || text.get_ref().contains('\0') => {
+            return refuse(text.span(), "reset_query must not be empty: \"DISCARD ALL\" makes a connection as new");
+        }
+        Some(text) => text.get_ref().clone(),
+    };
+    Ok(PoolConfig {
+        mode,
+        size,
+        min_size: min_size.min(size.unwrap_or(0)),
+        queue_timeout: duration(raw.queue_timeout, "queue_timeout", above.queue_timeout)?,
+        server_lifetime: duration(raw.server_lifetime, "server_lifetime", above.server_lifetime)?,
+        server_idle_timeout: duration(raw.server_idle_timeout, "server_idle_timeout", above.server_idle_timeout)?,
+        reset_query,
+        prepared_statements: in_range(raw.prepared_statements, "prepared_statements", 1..=100_000, above.prepared_statements as i64)?
+            as usize,
+    })
+}
+
+/// Server connections per database and role in transaction mode, as PgBouncer's default.
+const POOL_SIZE: usize = 20;
 
 fn tls(raw: RawTls) -> Result<TlsConfig, Refusal> {
     let min_version = match &raw.min_version {
@@ -597,6 +647,12 @@ sample_reads = 10.0
             ("listen = \"127.0.0.1:6432\"", "unix_socket_dir = \"/run\"\nunix_socket_mode = \"0888\"", 4, "octal"),
             ("listen = \"127.0.0.1:6432\"", &format!("unix_socket_dir = \"/{}\"", "x".repeat(95)), 3, "107 bytes"),
             ("listen = \"127.0.0.1:6432\"", "listen = ", 3, ""),
+            ("listen = \"127.0.0.1:6432\"", "pool_mode = \"statement\"", 3, "pool_mode is"),
+            ("listen = \"127.0.0.1:6432\"", "pool_mode = \"transaction\"", 3, "users = \"query\""),
+            ("listen = \"127.0.0.1:6432\"", "pool.size = 0", 3, "between"),
+            ("listen = \"127.0.0.1:6432\"", "pool.min_size = 1", 3, "min_size"),
+            ("listen = \"127.0.0.1:6432\"", "pool.reset_query = \"\"", 3, "DISCARD ALL"),
+            ("name = \"shop\"", "name = \"shop\"\npool_mode = \"transaction\"", 6, "users = \"query\""),
         ] {
             assert!(GOOD.contains(from));
             match read(&GOOD.replace(from, to)) {
@@ -617,6 +673,23 @@ sample_reads = 10.0
         let given = "listen = \"0.0.0.0:7000\"\nunix_socket_dir = \"/run/understudy\"";
         assert_eq!(socket(given), Some(UnixSocketConfig { path, mode: 0o777 }));
         assert_eq!(socket("unix_socket_dir = \"/run/\"\nunix_socket_mode = \"0770\"").unwrap().mode, 0o770);
+    }
+
+    #[test]
+    fn a_database_has_the_pool_of_the_proxy_but_for_what_it_says_itself() {
+        let text = GOOD.replace(
+            "listen = \"127.0.0.1:6432\"",
+            "pool_mode = \"transaction\"\npool = { size = 7, queue_timeout = \"3s\" }\nauth.users = \"query\"",
+        );
+        let database = |text: &str| read(text).unwrap().databases[0].pool.clone();
+        let pool = database(&text);
+        assert_eq!((pool.mode, pool.size, pool.queue_timeout), (PoolMode::Transaction, Some(7), Duration::from_secs(3)));
+        let own = text.replace("name = \"shop\"", "name = \"shop\"\npool.size = 9\npool.min_size = 2");
+        assert_eq!((database(&own).size, database(&own).min_size, database(&own).mode), (Some(9), 2, PoolMode::Transaction));
+        let session = text.replace("name = \"shop\"", "name = \"shop\"\npool_mode = \"session\"");
+        assert_eq!(database(&session).mode, PoolMode::Session);
+        assert_eq!(database(GOOD), PoolConfig::default());
+        assert_eq!(database(&text.replace("size = 7, ", "")).size, Some(POOL_SIZE));
     }
 
     #[test]

@@ -34,8 +34,8 @@ pub struct ProxyConfig {
     pub http: Option<SocketAddr>,
     /// The SQLite file of the metadata repository.
     pub metadata: PathBuf,
-    /// How client sessions map to server connections.
-    pub pool_mode: PoolMode,
+    /// `pool_mode` and `[proxy.pool]`: how client sessions map to server connections, unless a database says otherwise.
+    pub pool: PoolConfig,
     /// Who may use the console: `Some((user, password))` asks for that password; `None` admits loopback clients only.
     pub console: Option<ConsoleUser>,
     /// `[proxy.tls]`: TLS towards clients, on the same port.
@@ -139,6 +139,54 @@ pub struct ConsoleUser {
 pub enum PoolMode {
     /// One server connection per client connection, for its whole life.
     Session,
+    /// One per transaction.
+    Transaction,
+}
+
+impl PoolMode {
+    /// As in proxy.toml.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PoolMode::Session => "session",
+            PoolMode::Transaction => "transaction",
+        }
+    }
+}
+
+/// `pool_mode` with `[proxy.pool]` or `[database.pool]`: for each database and role.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolConfig {
+    /// `pool_mode`
+    pub mode: PoolMode,
+    /// Most server connections; `None` (in session mode only): as many as there are clients, and none is used again.
+    pub size: Option<usize>,
+    /// Server connections that are kept even when nobody has used them for long.
+    pub min_size: usize,
+    /// Longest wait of a client for a server connection.
+    pub queue_timeout: Duration,
+    /// Age at which a server connection is closed as soon as nobody uses it.
+    pub server_lifetime: Duration,
+    /// A server connection that nobody has used for so long is closed.
+    pub server_idle_timeout: Duration,
+    /// What makes a connection as new again, when a session has left it.
+    pub reset_query: String,
+    /// Prepared statements kept on each server connection in transaction mode.
+    pub prepared_statements: usize,
+}
+
+impl Default for PoolConfig {
+    fn default() -> Self {
+        PoolConfig {
+            mode: PoolMode::Session,
+            size: None,
+            min_size: 0,
+            queue_timeout: Duration::from_secs(30),
+            server_lifetime: Duration::from_secs(3600),
+            server_idle_timeout: Duration::from_secs(600),
+            reset_query: "DISCARD ALL".into(),
+            prepared_statements: 200,
+        }
+    }
 }
 
 /// `[[database]]`: one source and its shadows.
@@ -148,6 +196,8 @@ pub struct DatabaseConfig {
     pub name: String,
     /// The database that owns the writes before any cutover.
     pub source: ServerUrl,
+    /// `pool_mode` and `[database.pool]` over those of the proxy.
+    pub pool: PoolConfig,
     /// `[[database.user]]`: credentials for sessions whose user is not the one in the URLs, so that their reads can be
     /// served by a shadow and their sessions can be moved at a cutover.
     pub users: Vec<UserConfig>,

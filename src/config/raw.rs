@@ -22,6 +22,8 @@ pub(super) struct RawProxy {
     pub unix_socket_mode: Option<Spanned<String>>,
     pub metadata: Option<Spanned<String>>,
     pub pool_mode: Option<Spanned<String>>,
+    #[serde(default)]
+    pub pool: RawPool,
     pub console: Option<RawConsole>,
     pub tls: Option<RawTls>,
     #[serde(default)]
@@ -36,6 +38,18 @@ pub(super) struct RawProxy {
     #[serde(default)]
     pub tcp: RawTcp,
     pub shadow_memory: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawPool {
+    pub size: Option<Spanned<i64>>,
+    pub min_size: Option<Spanned<i64>>,
+    pub queue_timeout: Option<Spanned<String>>,
+    pub server_lifetime: Option<Spanned<String>>,
+    pub server_idle_timeout: Option<Spanned<String>>,
+    pub reset_query: Option<Spanned<String>>,
+    pub prepared_statements: Option<Spanned<i64>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -81,6 +95,9 @@ pub(super) struct RawConsole {
 pub(super) struct RawDatabase {
     pub name: Spanned<String>,
     pub source: Spanned<String>,
+    pub pool_mode: Option<Spanned<String>>,
+    #[serde(default)]
+    pub pool: RawPool,
     #[serde(default)]
     pub user: Vec<RawUser>,
     #[serde(default)]

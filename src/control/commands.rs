@@ -207,6 +207,12 @@ impl Controller {
         let Some((feed, direction)) = shadow.feed() else {
             return Err(CommandError::Refused(format!("shadow {name} has no feed: SHADOW START {name} copies it")));
         };
+        if shadow.rules.load().existing {
+            return Err(CommandError::Refused(format!(
+                "{name} has schema = \"existing\": a resync compares rows under the owner's names and types. SHADOW STOP {name}, empty its \
+                 tables, and SHADOW START {name} copies it again"
+            )));
+        }
         if !feed.state().state.starts_with("failed") {
             return Err(CommandError::Refused(format!(
                 "the feed of {name} has not lost its place: SHOW FEED says how it is, VERIFY {name} REPAIR puts rows right while it runs"

@@ -125,6 +125,7 @@ impl Managed {
             standby: None,
         };
         let database = Arc::new(Database::new(config.name.clone(), route, Classifier::new(facts), config.users.clone()));
+        database.pool.store(Arc::new(config.pool.clone()));
         for (shadow, ends) in shadows.iter().zip(queues) {
             for end in ends {
                 tokio::spawn(comparator::work(database.clone(), shadow.route.clone(), end));

@@ -148,11 +148,13 @@ impl Controller {
         self.door.set_policy(policy);
         for (managed, database) in self.databases.iter().zip(&config.databases) {
             managed.database.set_users(database.users.clone());
+            managed.database.pool.store(Arc::new(database.pool.clone()));
             let before = managed.config.swap(Arc::new(database.clone()));
             for ((shadow, new), file) in managed.shadows.iter().zip(&database.shadows).zip(&before.shadows) {
                 shadow.apply(new, None, file.serve_reads != new.serve_reads);
             }
         }
+        self.door.pools().look();
         self.door.set_limits(super::start::limits(&config));
         self.config.store(Arc::new(config));
         let message = format!("{} reloaded", self.config_path.display());

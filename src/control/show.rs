@@ -9,6 +9,7 @@ use crate::{
     cdc::{self, Direction},
     console::{Answer, CommandError, command::Topic},
     monitor::LatencySummary,
+    pool::Figures,
 };
 use serde_json::{Value, json};
 use std::sync::atomic::Ordering;
@@ -94,6 +95,7 @@ impl Controller {
             vec![json!("proxy.listen"), json!(config.proxy.listen.to_string())],
             vec![json!("proxy.http"), json!(config.proxy.http.map(|address| address.to_string()))],
             vec![json!("proxy.metadata"), json!(format!("sqlite:{}", config.proxy.metadata.display()))],
+            vec![json!("proxy.pool_mode"), json!(config.proxy.pool.mode.as_str())],
             vec![json!("proxy.max_clients"), json!(limits.clients_max)],
             vec![json!("proxy.max_message"), json!(limits.message_bytes_max)],
             vec![json!("proxy.client_memory"), json!(limits.client_bytes_max)],
@@ -106,6 +108,16 @@ impl Controller {
         for managed in &self.databases {
             let database = managed.config.load();
             rows.push(vec![json!(format!("{}.source", database.name)), json!(database.source.to_string())]);
+            let pool = &database.pool;
+            let key = |knob: &str| json!(format!("{}.pool.{knob}", database.name));
+            rows.push(vec![json!(format!("{}.pool_mode", database.name)), json!(pool.mode.as_str())]);
+            rows.push(vec![key("size"), json!(pool.size)]);
+            rows.push(vec![key("min_size"), json!(pool.min_size)]);
+            rows.push(vec![key("queue_timeout"), json!(pool.queue_timeout.as_secs_f64())]);
+            rows.push(vec![key("server_lifetime"), json!(pool.server_lifetime.as_secs_f64())]);
+            rows.push(vec![key("server_idle_timeout"), json!(pool.server_idle_timeout.as_secs_f64())]);
+            rows.push(vec![key("reset_query"), json!(pool.reset_query)]);
+            rows.push(vec![key("prepared_statements"), json!(pool.prepared_statements)]);
             for shadow in &managed.shadows {
                 let config = shadow.config.load();
                 let key = |knob: &str| json!(format!("{}.{}.{knob}", database.name, config.name));
@@ -191,12 +203,13 @@ impl Controller {
                     json!(session.since.elapsed().as_secs()),
                     json!(session.requests.load(Ordering::Relaxed)),
                     json!(session.epoch.load(Ordering::SeqCst)),
+                    json!(session.state_name()),
                     json!(pins),
                     json!(error),
                 ]));
             }
         }
-        table(&["id", "database", "user", "peer", "application", "age_s", "requests", "epoch", "pinned_by", "shadow_error"], rows)
+        table(&["id", "database", "user", "peer", "application", "age_s", "requests", "epoch", "state", "pinned_by", "shadow_error"], rows)
     }
 
     fn show_servers(&self) -> Answer {
@@ -205,7 +218,12 @@ impl Controller {
             let mut servers = vec![("source".to_owned(), managed.config.load().source.to_string(), managed.health.clone())];
             servers
                 .extend(managed.shadows.iter().map(|shadow| (shadow.name(), shadow.config.load().url.to_string(), shadow.health.clone())));
+            let owner = managed.database.route.load().owner.name.clone();
+            let pools = self.door.pools().all();
+            let figures = pools.iter().filter(|pool| pool.database.name == managed.database.name).map(|pool| pool.figures());
+            let (used, idle) = figures.fold((0, 0), |(used, idle), figures| (used + figures.active, idle + figures.idle));
             for (name, url, health) in servers {
+                let (used, idle) = if name == owner { (used, idle) } else { (0, 0) };
                 let health = lock(&health).clone();
                 rows.push(row([
                     json!(managed.database.name),
@@ -215,25 +233,74 @@ impl Controller {
                     json!(health.since_ms),
                     json!(health.failures),
                     json!(health.resources),
+                    json!(used),
+                    json!(idle),
                     json!(health.error),
                 ]));
             }
         }
-        table(&["database", "server", "url", "state", "since_ms", "failures", "resources", "error"], rows)
+        table(&["database", "server", "url", "state", "since_ms", "failures", "resources", "pool_active", "pool_idle", "error"], rows)
     }
 
+    /// One row per database and role that has a pool, one per database that has none. The columns that PgBouncer has are
+    /// called as there.
     fn show_pools(&self) -> Answer {
-        let rows = self.databases.iter().map(|managed| {
+        let pools = self.door.pools().all();
+        let mut rows = Vec::new();
+        for managed in &self.databases {
             let database = &managed.database;
-            row([
-                json!(database.name),
-                json!("session"),
-                json!(database.clients()),
-                json!(database.gate.active()),
-                json!(database.gate.is_closed()),
-            ])
-        });
-        table(&["database", "mode", "clients", "in_transaction", "held"], rows.collect())
+            let settings = database.pool.load();
+            let mut add = |user: Value, clients: u64, figures: Figures| {
+                let wait = figures.longest_wait;
+                rows.push(row([
+                    json!(database.name),
+                    user,
+                    json!(settings.mode.as_str()),
+                    json!(clients),
+                    json!(database.gate.active()),
+                    json!(database.gate.is_closed()),
+                    json!(figures.active),
+                    json!(figures.waiting),
+                    json!(figures.active),
+                    json!(figures.idle),
+                    json!(figures.opening),
+                    json!(figures.standby),
+                    json!(wait.as_secs()),
+                    json!(wait.subsec_micros()),
+                    json!(settings.size),
+                    json!(figures.error),
+                ]));
+            };
+            let own: Vec<_> = pools.iter().filter(|pool| pool.database.name == database.name).collect();
+            for pool in &own {
+                let clients = database.sessions.iter().filter(|session| session.user == pool.user).count() as u64;
+                add(json!(pool.user), clients, pool.figures());
+            }
+            if own.is_empty() {
+                add(Value::Null, database.clients(), Figures::default());
+            }
+        }
+        table(
+            &[
+                "database",
+                "user",
+                "mode",
+                "clients",
+                "in_transaction",
+                "held",
+                "cl_active",
+                "cl_waiting",
+                "sv_active",
+                "sv_idle",
+                "sv_login",
+                "sv_standby",
+                "maxwait",
+                "maxwait_us",
+                "pool_size",
+                "error",
+            ],
+            rows,
+        )
     }
 
     fn show_stats(&self) -> Answer {
@@ -263,7 +330,11 @@ impl Controller {
                 json!("off"),
             ]));
             for shadow in &route.shadows {
-                let rehearse = if shadow.rehearse.load(Ordering::SeqCst) { "rehearse" } else { "off" };
+                let rehearse = match (shadow.mirror.is_recording(), shadow.rehearse.load(Ordering::SeqCst)) {
+                    (true, _) => "apply",
+                    (false, true) => "rehearse",
+                    (false, false) => "off",
+                };
                 rows.push(row([
                     json!(managed.database.name),
                     json!(shadow.target.name),

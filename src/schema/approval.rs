@@ -70,7 +70,11 @@ fn subject(draft: &ProposalDraft) -> Option<(&str, &str)> {
 /// A later proposal makes `waiting` pointless: both are about one column, and no rows wait for the earlier one that would not wait for the later.
 pub(super) fn overtaken(waiting: &Proposal, later: &ProposalDraft) -> bool {
     let open = matches!(waiting.state, ProposalState::Pending | ProposalState::Failed);
-    open && subject(&waiting.draft).is_some_and(|about| subject(later) == Some(about)) && (later.holds_table || !waiting.draft.holds_table)
+    // What has the name of a dropped column is another column: the drop goes on under the name that the old one was moved to.
+    let dropped = waiting.draft.kind == "drop_column";
+    open && !dropped
+        && subject(&waiting.draft).is_some_and(|about| subject(later) == Some(about))
+        && (later.holds_table || !waiting.draft.holds_table)
 }
 
 #[cfg(test)]
@@ -121,6 +125,10 @@ mod tests {
         assert!(overtaken(&pending(true), &retype(true)));
         assert!(!overtaken(&pending(false), &draft("drop_column", "column b (text) was dropped on the owner", false)));
         assert!(!overtaken(&waiting(retype(false), ProposalState::Approved), &retype(false)));
+        let dropped = |type_name: &str| draft("drop_column", &format!("column a ({type_name}) was dropped on the owner"), false);
+        let again = draft("add_column", "column a (text) was added on the owner", false);
+        assert!(!overtaken(&waiting(dropped("int"), ProposalState::Pending), &again));
+        assert!(!overtaken(&waiting(dropped("int"), ProposalState::Pending), &dropped("text")));
     }
 
     proptest! {

@@ -4,7 +4,7 @@
 //! - `capture`, `describe`: what is installed on the owner and what it says (catalog facts, never statement text)
 //! - `catalog`, `diff`: schemas as values; differences by oid and attribute number, so renames are exact
 //! - `rules`, `plan`, `policy`: what PostgreSQL does with each change (data), our own DDL for it with its undo, who decides. Pure.
-//! - `mapping`: a shadow whose schema differs on purpose. Pure; the applier does not use it yet
+//! - `mapping`: a shadow whose schema differs on purpose. Pure
 //! - `approval`: what a person gives instead of a suggestion, and which suggestions a later one overtakes. Pure
 //! - `renames`: what waits under an old name goes on under the new one. Pure
 //! - `foresee`: what a planned migration would do, before it is run

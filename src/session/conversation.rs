@@ -5,6 +5,7 @@
 //! Sources: PostgreSQL documentation, "Message Flow: Extended Query, Pipelining, COPY Operations"; `src/backend/tcop/postgres.c`.
 
 use crate::{
+    pool::{Known, StatementKey},
     sql::{Class, Classifier, Kind, SessionEffect},
     traffic::{answer::Answer, copies::Operation},
     wire::{
@@ -22,8 +23,11 @@ use std::{
 };
 
 mod memory;
+mod naming;
+mod touched;
 
 pub use memory::Memory;
+pub use touched::Touched;
 
 /// Prepared statements remembered per session, so that they can be prepared again elsewhere; beyond it a session counts as
 /// not movable rather than growing without bound.
@@ -46,6 +50,10 @@ pub struct Statement {
     pub facts: u64,
     /// The server generation on which it exists; see [`Conversation::generation`].
     pub prepared_on: u32,
+    /// How many the client has parsed before it.
+    pub born: u64,
+    /// What it is called on pooled servers; `None`: as the client calls it.
+    pub key: Option<StatementKey>,
 }
 
 /// Answers that the server owes within a cycle, in order.
@@ -56,7 +64,9 @@ enum Pending {
     /// ParseComplete for a statement that was too large to be kept: what had its name before is gone.
     LargeParse { name: Bytes },
     /// ParseComplete for a statement that we prepared again: swallowed.
-    Injected { name: Bytes },
+    Injected { name: Bytes, key: Option<StatementKey> },
+    /// CloseComplete of a statement that only we know of: swallowed.
+    InjectedClose,
     /// CloseComplete of a statement.
     CloseStatement { name: Bytes },
     /// CloseComplete of a portal.
@@ -110,7 +120,8 @@ pub struct Cycle {
     pub wrote: bool,
     /// An error came back.
     pub failed: bool,
-    effects: Vec<(SessionEffect, Bytes)>,
+    /// What statements do to the session, their texts where those count, and how many were parsed before.
+    effects: Vec<(SessionEffect, Bytes, u64)>,
     /// More statements than are remembered, or one too large to look at.
     pub opaque: bool,
     /// The answer is being reduced for comparison.
@@ -165,6 +176,8 @@ pub struct Finished {
 pub struct Forward {
     /// Bytes to send to the server before the message: statements prepared again.
     pub before: Option<BytesMut>,
+    /// How many bytes of the message's body, from its start, they stand for, header included: those are not sent themselves.
+    pub instead: usize,
 }
 
 /// What to do with a message of the server.
@@ -193,6 +206,8 @@ pub struct Conversation {
     status: TransactionStatus,
     statements: HashMap<Bytes, Statement>,
     portals: Vec<(Bytes, Statement, Bytes, bool)>,
+    /// Statements parsed so far.
+    parsed: u64,
     /// Grows with each change of server: statements of older generations are prepared again before use.
     pub generation: u32,
     /// What keeps the session where it is.
@@ -203,6 +218,12 @@ pub struct Conversation {
     pub forgot_statements: bool,
     /// The class of the Query or Parse that is taken in next, where it is known already.
     pub class_ahead: Option<Arc<Class>>,
+    /// Of the pooled connection that is lent to the session; `None`: it has one of its own, or none.
+    pub known: Option<Known>,
+    /// Stands for the settings that give a statement's names their meaning, in pooled sessions.
+    pub salt: u64,
+    /// What a pooled session may have changed since it was last looked at.
+    pub touched: Touched,
     /// How much of it there is.
     pub memory: Memory,
 }
@@ -218,11 +239,15 @@ impl Default for Conversation {
             status: TransactionStatus::Idle,
             statements: HashMap::new(),
             portals: Vec::new(),
+            parsed: 0,
             generation: 1,
             pins: Vec::new(),
             recording: false,
             forgot_statements: false,
             class_ahead: None,
+            known: None,
+            salt: 0,
+            touched: Touched::default(),
             memory: Memory::default(),
         }
     }
@@ -332,10 +357,13 @@ impl Conversation {
         }
     }
 
-    /// A message too large to be looked at is about to be streamed to the server; `start`: what has come of its body,
-    /// names included. Returns the bytes to send before it.
-    pub fn large_message(&mut self, tag: u8, start: &[u8]) -> Option<BytesMut> {
+    /// A message too large to be looked at is about to be streamed to the server; `len`: its bytes, header included; `start`:
+    /// what has come of its body, names included.
+    pub fn large_message(&mut self, tag: u8, len: usize, start: &[u8]) -> Forward {
         let mut rest = start;
+        if self.known.is_some() && tag != b'd' {
+            self.touched.everything();
+        }
         match tag {
             b'd' => {}
             b'Q' | b'F' if self.batch_open && self.open().skipping => {}
@@ -352,6 +380,8 @@ impl Conversation {
                 if tag == b'P' {
                     // its ParseComplete is owed, but we will not be able to prepare it again
                     let name = Bytes::copy_from_slice(take_cstr(&mut rest).unwrap_or_default());
+                    self.keep_large_statement(&name);
+                    let cycle = self.open();
                     cycle.pending.push_back(Pending::LargeParse { name });
                     self.forgot_statements = true;
                 }
@@ -359,11 +389,11 @@ impl Conversation {
                     && let (Some(portal), Some(name)) = (take_cstr(&mut rest), take_cstr(&mut rest))
                 {
                     self.portals.retain(|(existing, ..)| existing != portal);
-                    return self.inject(name);
+                    return self.bind_as(portal, name, len, None);
                 }
             }
         }
-        None
+        Forward::default()
     }
 
     /// The text whose class a message of the client is about to need.
@@ -398,8 +428,12 @@ impl Conversation {
                 if class.session_effects.contains(&SessionEffect::Set) {
                     self.note_custom_settings(text);
                 }
+                if self.known.is_some() {
+                    forward.before = self.before_query(&class, text);
+                }
+                let parsed = self.parsed;
                 let cycle = self.open();
-                cycle.note(&class, text);
+                cycle.note(&class, text, parsed);
                 if recording {
                     let operation = Operation::Simple(Bytes::copy_from_slice(text));
                     cycle.executed.push(Executed { operation, class, tags: Vec::new() });
@@ -409,16 +443,17 @@ impl Conversation {
                 self.batch_open = false;
             }
             b'F' => {
+                self.touched.everything();
                 let cycle = self.open();
                 (cycle.wrote, cycle.opaque, cycle.simple, cycle.complete) = (true, true, true, true);
                 cycle.sent = Some(Instant::now());
                 self.batch_open = false;
             }
-            b'P' => self.parse(body, classifier),
+            b'P' => forward = self.parse(body, classifier),
             b'B' => {
                 let mut rest = body;
                 if let (Some(portal), Some(name)) = (take_cstr(&mut rest), take_cstr(&mut rest)) {
-                    forward.before = self.inject(name);
+                    forward = self.bind_as(portal, name, body.len() + 5, Some(rest));
                     self.bind(portal, name, rest, classifier);
                 } else {
                     self.open().opaque = true;
@@ -426,11 +461,11 @@ impl Conversation {
             }
             b'D' => {
                 if let Some((b'S', name)) = split_target(body) {
-                    forward.before = self.inject(name);
+                    forward = self.describe_as(name, body.len() + 5);
                 }
                 self.open();
             }
-            b'E' => self.execute(body),
+            b'E' => forward.before = self.execute(body),
             b'C' => {
                 let pending = match split_target(body) {
                     Some((b'S', name)) => Pending::CloseStatement { name: Bytes::copy_from_slice(name) },
@@ -459,20 +494,23 @@ impl Conversation {
         forward
     }
 
-    fn parse(&mut self, body: &[u8], classifier: &Classifier) {
+    fn parse(&mut self, body: &[u8], classifier: &Classifier) -> Forward {
         let mut rest = body;
         let (Some(name), Some(text)) = (take_cstr(&mut rest), take_cstr(&mut rest)) else {
             self.open().opaque = true;
-            return;
+            return Forward::default();
         };
         let facts = classifier.generation();
         let class = self.class_ahead.take().unwrap_or_else(|| classifier.classify(text));
         let name = Bytes::copy_from_slice(name);
         let parse = Arc::new(Parse { name: name.clone(), query: Bytes::copy_from_slice(text), types: Bytes::copy_from_slice(rest) });
-        let statement = Statement { parse, class, facts, prepared_on: self.generation };
+        self.parsed += 1;
+        let mut statement = Statement { parse, class, facts, prepared_on: self.generation, born: self.parsed, key: None };
+        let forward = self.parse_as(&mut statement, body.len() + 5);
         let bytes = statement.parse.query.len();
         self.open().pending.push_back(Pending::Parse { name, statement });
         self.remembers(bytes);
+        forward
     }
 
     /// The statement of that name as the client sees it now, and whether it was parsed earlier in this very cycle. A
@@ -491,7 +529,7 @@ impl Conversation {
         }
     }
 
-    /// If the statement does not exist on the present server yet, the bytes that prepare it there.
+    /// If the statement does not exist on the present server yet, the bytes that prepare it there, under the client's name.
     fn inject(&mut self, name: &[u8]) -> Option<BytesMut> {
         let generation = self.generation;
         let (statement, parsed_here) = self.lookup(name)?;
@@ -506,7 +544,7 @@ impl Conversation {
         }
         let cycle = self.open();
         cycle.unanswered += 1;
-        cycle.pending.push_back(Pending::Injected { name });
+        cycle.pending.push_back(Pending::Injected { name, key: None });
         Some(bytes)
     }
 
@@ -538,21 +576,28 @@ impl Conversation {
         }
     }
 
-    fn execute(&mut self, body: &[u8]) {
+    fn execute(&mut self, body: &[u8]) -> Option<BytesMut> {
         let mut rest = body;
         let portal = take_cstr(&mut rest).unwrap_or_default();
         let limit = crate::wire::take_i32(&mut rest).unwrap_or_default();
         let found = self.portals.iter().find(|(name, ..)| name == portal).cloned();
         let recording = self.recording;
+        let mut before = None;
+        if let (Some(_), Some((_, statement, ..))) = (&self.known, &found) {
+            before = self.before_execution(&statement.class, &statement.parse.query);
+        } else if found.is_none() {
+            self.touched.everything();
+        }
+        let parsed = self.parsed;
         let cycle = self.open();
         match found {
             Some((_, statement, bind, parsed_here)) => {
                 let class = statement.class.clone();
-                cycle.note(&class, &statement.parse.query);
+                cycle.note(&class, &statement.parse.query, parsed);
                 if cycle.ran > OPERATIONS_MAX {
                     // what it does to the session counts all the same
                     cycle.opaque = true;
-                    return;
+                    return before;
                 }
                 if recording {
                     let operation = Operation::Extended { parse: statement.parse, bind, limit, parsed_here };
@@ -561,6 +606,7 @@ impl Conversation {
             }
             None => (cycle.opaque, cycle.wrote) = (true, true),
         }
+        before
     }
 
     /// Takes in a message of the server.
@@ -588,13 +634,15 @@ impl Conversation {
                 Some(Pending::LargeParse { name }) => {
                     self.statements.remove(&name);
                 }
-                Some(Pending::CloseStatement { .. } | Pending::ClosePortal) | None => {}
+                Some(Pending::CloseStatement { .. } | Pending::ClosePortal | Pending::InjectedClose) | None => {}
             },
-            b'3' => {
-                if let Some(Pending::CloseStatement { name }) = cycle.pending.pop_front() {
+            b'3' => match cycle.pending.pop_front() {
+                Some(Pending::InjectedClose) => return FromServer::Swallow,
+                Some(Pending::CloseStatement { name }) => {
                     self.statements.remove(&name);
                 }
-            }
+                _ => {}
+            },
             b'C' => {
                 let tag = body.strip_suffix(b"\0").unwrap_or(body);
                 if let Some(executed) = cycle.executed.get_mut(cycle.answering) {
@@ -655,7 +703,8 @@ impl Conversation {
         }
         if let Some(cycle) = self.cycles.front_mut() {
             for pending in cycle.pending.drain(..) {
-                if let Pending::Injected { name } = pending {
+                forget_in(&mut self.known, &pending);
+                if let Pending::Injected { name, .. } = pending {
                     not_prepared.push(name);
                 }
             }
@@ -696,7 +745,7 @@ impl Conversation {
 
     /// Remembers the unnamed statement of a read that a shadow served: the owner has not seen it.
     pub fn served_unnamed(&mut self, parse: Arc<Parse>, class: Arc<Class>) {
-        self.remember(Bytes::new(), Statement { parse, class, facts: 0, prepared_on: 0 });
+        self.remember(Bytes::new(), Statement { parse, class, facts: 0, prepared_on: 0, born: self.parsed, key: None });
     }
 
     fn ready(&mut self, body: &[u8]) -> FromServer {
@@ -708,7 +757,8 @@ impl Conversation {
         self.copy_in = false;
         for pending in &cycle.pending {
             // taken from the client after the error: the server has skipped it
-            if let Pending::Injected { name } = pending
+            forget_in(&mut self.known, pending);
+            if let Pending::Injected { name, .. } = pending
                 && let Some(statement) = self.statements.get_mut(name)
             {
                 statement.prepared_on = 0;
@@ -718,17 +768,17 @@ impl Conversation {
         let mut state_changed = false;
         // of several statements some may have taken effect before one failed, and a lock outlives the error behind it
         let several = cycle.opaque || cycle.ran > 1 || cycle.several;
-        for (effect, text) in &cycle.effects {
+        for (effect, text, parsed) in &cycle.effects {
             let forgets = matches!(effect, SessionEffect::Deallocate | SessionEffect::DiscardAll);
             if !cycle.failed || (several && !forgets) || *effect == SessionEffect::AdvisoryLock {
-                state_changed |= self.apply(*effect, text);
+                state_changed |= self.apply(*effect, text, *parsed);
             }
         }
         FromServer::Finished(Box::new(Finished { cycle, status: self.status, state_changed }))
     }
 
-    /// Applies a session effect. True: another server would have to be told.
-    fn apply(&mut self, effect: SessionEffect, text: &[u8]) -> bool {
+    /// Applies a session effect; `parsed`: how many statements had been parsed before. True: another server would have to be told.
+    fn apply(&mut self, effect: SessionEffect, text: &[u8], parsed: u64) -> bool {
         use crate::traffic::database::pin;
         let pin = match effect {
             SessionEffect::Set | SessionEffect::Reset => pin::SETTINGS,
@@ -739,14 +789,15 @@ impl Conversation {
             SessionEffect::AdvisoryLock => pin::ADVISORY_LOCK,
             SessionEffect::Load => pin::OTHER,
             SessionEffect::Deallocate => {
-                self.deallocate(text);
+                self.deallocate(text, parsed);
                 return true;
             }
             SessionEffect::DiscardAll => {
-                self.statements.clear();
+                self.statements.retain(|_, statement| statement.born > parsed);
                 self.pins.clear();
                 return true;
             }
+            SessionEffect::Other if self.known.is_some() => pin::OTHER,
             SessionEffect::DeclareCursor | SessionEffect::SqlExecute | SessionEffect::Other => return false,
         };
         if !self.pins.contains(&pin) {
@@ -755,19 +806,11 @@ impl Conversation {
         true
     }
 
-    /// `DEALLOCATE [PREPARE] { name | ALL }`
-    fn deallocate(&mut self, text: &[u8]) {
-        let text = String::from_utf8_lossy(text);
-        let words = text.split(|c: char| c.is_whitespace() || c == ';').filter(|word| !word.is_empty());
-        let name = words.skip(1).find(|word| !word.eq_ignore_ascii_case("prepare"));
-        match name {
-            Some(name) if name.eq_ignore_ascii_case("all") => self.statements.retain(|name, _| name.is_empty()),
-            Some(name) if name.starts_with('"') => {
-                self.statements.remove(name.trim_matches('"').replace("\"\"", "\"").as_bytes());
-            }
-            Some(name) => {
-                self.statements.remove(name.to_lowercase().as_bytes());
-            }
+    /// What was parsed behind it in the same pipeline is not meant.
+    fn deallocate(&mut self, text: &[u8], parsed: u64) {
+        match naming::deallocated(text) {
+            Some(naming::Deallocated::All) => self.statements.retain(|name, statement| name.is_empty() || statement.born > parsed),
+            Some(naming::Deallocated::One(one)) => self.statements.retain(|name, statement| *name != one || statement.born > parsed),
             None => {}
         }
     }
@@ -775,6 +818,18 @@ impl Conversation {
 
 /// Longest schema change that is assessed while it is on its way.
 const SCHEMA_TEXT_MAX: usize = 64 << 10;
+
+/// A statement whose preparation the server has skipped is not there.
+fn forget_in(known: &mut Option<Known>, pending: &Pending) {
+    let key = match pending {
+        Pending::Parse { statement, .. } => statement.key,
+        Pending::Injected { key, .. } => *key,
+        Pending::LargeParse { .. } | Pending::InjectedClose | Pending::CloseStatement { .. } | Pending::ClosePortal => None,
+    };
+    if let (Some(known), Some(key)) = (known, key) {
+        known.remove(key);
+    }
+}
 
 impl Cycle {
     /// Takes a CopyDone or CopyFail that the client has sent before (or behind) the end of this cycle. False: there is none.
@@ -804,7 +859,7 @@ impl Cycle {
         }
     }
 
-    fn note(&mut self, class: &Class, text: &[u8]) {
+    fn note(&mut self, class: &Class, text: &[u8], parsed: u64) {
         self.wrote |= class.kind != Kind::Read;
         if class.kind == Kind::SchemaChange {
             self.changes_schema = true;
@@ -815,10 +870,15 @@ impl Cycle {
         self.several |= !class.single;
         self.ran += 1;
         if !class.session_effects.is_empty() {
+            let discards = naming::is_discard(text);
             let text = if class.session_effects.contains(&SessionEffect::Deallocate) { Bytes::copy_from_slice(text) } else { Bytes::new() };
             for effect in &class.session_effects {
-                if !self.effects.iter().any(|(known, of)| known == effect && *of == text) {
-                    self.effects.push((*effect, text.clone()));
+                if *effect == SessionEffect::Other && discards {
+                    continue; // it leaves less behind, not more
+                }
+                match self.effects.iter_mut().find(|(known, of, _)| known == effect && *of == text) {
+                    Some((.., at)) => *at = parsed,
+                    None => self.effects.push((*effect, text.clone(), parsed)),
                 }
             }
         }

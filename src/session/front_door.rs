@@ -11,10 +11,10 @@ use crate::{
     auth::Policy,
     backend,
     net::{self, Acceptor, ClientTls, Listener, Peer, Stream},
+    pool::{Backend, Pools},
     traffic::{
         cancelling::Place,
         database::{Database, SessionInfo},
-        route::Target,
     },
     wire::{backend::put_error, frontend::Startup},
 };
@@ -46,12 +46,16 @@ type StrangerHandler = dyn Fn(i32, Bytes) -> Pin<Box<dyn Future<Output = ()> + S
 /// Gets what the client has sent so far, from its start-up packet on.
 type Handler = dyn Fn(Stream, BytesMut, Peer, Option<ClientTls>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync;
 
-/// Where a CancelRequest must go: the server that serves the session at this moment.
-#[derive(Clone, Debug)]
-pub(super) struct CancelTarget {
-    pub url: Target,
-    pub pid: i32,
-    pub key: Bytes,
+/// Where a CancelRequest must go at this moment.
+#[derive(Clone, Debug, Default)]
+pub(super) enum CancelTarget {
+    /// Nothing is done for the session.
+    #[default]
+    Nobody,
+    /// The server that works for it.
+    Server(Arc<Backend>),
+    /// It waits for one.
+    Queue(Arc<Notify>),
 }
 
 /// Where a session's requests are.
@@ -77,8 +81,11 @@ pub struct FrontDoor {
     pub(super) lookup: Lookup,
     /// Backends to which a CancelRequest is on its way, with their number.
     cancelling: DashMap<(String, i32), usize>,
+    /// How many are.
+    cancels_running: AtomicUsize,
     cancelled: Notify,
     pub(super) threads: Threads,
+    pools: Arc<Pools>,
 }
 
 impl FrontDoor {
@@ -99,8 +106,10 @@ impl FrontDoor {
             policy: ArcSwap::from_pointee(Policy::default()),
             lookup: Lookup::default(),
             cancelling: DashMap::new(),
+            cancels_running: AtomicUsize::new(0),
             cancelled: Notify::new(),
             threads: Threads::start(),
+            pools: Pools::start(),
         });
         tokio::spawn(limits::watch(Arc::downgrade(&door)));
         door
@@ -278,35 +287,55 @@ impl FrontDoor {
             session.mailbox.post(); // it answers by itself: its server has nothing to cancel, and must not get it late
             return;
         }
-        let target = {
+        let backend = {
             // announced under the lock: whoever aims the session elsewhere afterwards sees it
             let target = target.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            if target.pid == 0 {
-                return; // no server works for this session now
+            match &*target {
+                CancelTarget::Nobody => return,
+                CancelTarget::Queue(notify) => return notify.notify_one(),
+                CancelTarget::Server(backend) => {
+                    self.cancels_running.fetch_add(1, Ordering::SeqCst);
+                    *self.cancelling.entry(address(backend)).or_insert(0) += 1;
+                    backend.clone()
+                }
             }
-            *self.cancelling.entry((target.url.url.to_string(), target.pid)).or_insert(0) += 1;
-            target.clone()
         };
-        let announced = (target.url.url.to_string(), target.pid);
-        if let Err(error) = backend::cancel(&target.url.url, target.pid, &target.key).await {
-            tracing::warn!(%error, server = %target.url.name, "cannot pass a cancel request on");
+        let announced = address(&backend);
+        if let Err(error) = backend::cancel(&backend.target.url, backend.pid, &backend.key).await {
+            tracing::warn!(%error, server = %backend.target.name, "cannot pass a cancel request on");
         }
         self.cancelling.entry(announced.clone()).and_modify(|number| *number = number.saturating_sub(1));
         self.cancelling.remove_if(&announced, |_, number| *number == 0);
+        self.cancels_running.fetch_sub(1, Ordering::SeqCst);
         self.cancelled.notify_waiters();
+    }
+
+    /// A CancelRequest is on its way to this backend. To be asked after it has been aimed elsewhere.
+    #[inline]
+    pub(super) fn is_being_cancelled(&self, backend: &Backend) -> bool {
+        self.cancels_running.load(Ordering::SeqCst) > 0 && self.cancelling.contains_key(&address(backend))
     }
 
     /// Waits until no CancelRequest is on its way to a backend any more: before it works for another client, or the cancel of
     /// the one would hit the other.
-    pub async fn cancels_settled(&self, server: &Target, pid: i32) {
+    pub(super) async fn cancels_settled(&self, backend: &Backend) {
         loop {
             let settled = self.cancelled.notified(); // before the look
-            if self.cancelling.is_empty() || !self.cancelling.contains_key(&(server.url.to_string(), pid)) {
+            if !self.is_being_cancelled(backend) {
                 return;
             }
             settled.await;
         }
     }
+
+    /// All pools.
+    pub fn pools(&self) -> &Arc<Pools> {
+        &self.pools
+    }
+}
+
+fn address(backend: &Backend) -> (String, i32) {
+    (backend.target.url.to_string(), backend.pid)
 }
 
 /// Counts a client as connected until it is dropped.

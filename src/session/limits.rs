@@ -1,7 +1,10 @@
 //! What clients must keep to. Sizes are looked at where a message begins; times by one task for all sessions, which looks at
 //! their [`Pulse`](crate::traffic::pulse::Pulse): no session has a timer, and none is touched per query.
 
-use super::{front_door::FrontDoor, relay::Relay};
+use super::{
+    front_door::{CancelTarget, FrontDoor},
+    relay::Relay,
+};
 use crate::{
     backend,
     net::TcpConfig,
@@ -180,9 +183,11 @@ impl Relay {
             Some(Activity::Busy) => {
                 // a server that works does not look whether its client is still there
                 let target = self.cancel.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
-                tokio::spawn(async move {
-                    let _ = backend::cancel(&target.url.url, target.pid, &target.key).await;
-                });
+                if let CancelTarget::Server(server) = target {
+                    tokio::spawn(async move {
+                        let _ = backend::cancel(&server.target.url, server.pid, &server.key).await;
+                    });
+                }
                 &QUERY
             }
         };

@@ -3,13 +3,14 @@
 
 use super::{
     front_door::FrontDoor,
-    relay::{Server, note_parameter},
-    start_up::{Client, next, replicates},
+    pooled::{Pooling, of_session, whole_session},
+    start_up::{Client, replicates},
 };
 use crate::{
     auth::{self, Applicant, Denial, Ended, Keys, Method, Policy, ServerLogin, Stored},
     backend::{self, BackendError, Connection, Encryption},
     net::server_end_point,
+    pool::{Backend, Parameters, PoolError, Server, Settings, next},
     traffic::{
         database::{Database, SessionInfo},
         route::Target,
@@ -29,8 +30,10 @@ const VERIFIERS: &str = "SELECT rolname, rolpassword FROM pg_catalog.pg_authid W
 
 /// Both sides are ready for the first statement.
 pub(super) struct Admitted {
-    pub server: Server,
-    pub owner: Arc<Target>,
+    /// Of its own.
+    pub server: Option<Server>,
+    /// Or how to borrow one.
+    pub pooling: Option<Box<Pooling>>,
     /// With what other servers can be logged in to.
     pub login: ServerLogin,
     /// Of the protocol, as agreed upon with the client.
@@ -54,7 +57,7 @@ impl ClientKey {
 /// Logs a client in, up to the first ReadyForQuery, which it has been sent.
 pub(super) async fn log_in(
     door: &FrontDoor,
-    database: &Database,
+    database: &Arc<Database>,
     client: &mut Client,
     info: &SessionInfo,
     key: &ClientKey,
@@ -72,8 +75,15 @@ pub(super) async fn log_in(
     };
     let method = auth::method(&policy, &applicant).await.map_err(Ended::Denied)?;
     let result = match method {
+        Method::Relay if info.pooled => Err(Ended::Denied(Denial {
+            code: "0A000",
+            message: format!("database \"{}\" is in transaction mode, which needs log-ins that end at understudy", database.name),
+            hint: Some(
+                "a rule in [proxy.auth] says relay here: use scram-sha-256 with users = \"query\" or \"file:…\", cert, peer or trust",
+            ),
+        })),
         Method::Relay => relay(door, database, client, &applicant, key).await,
-        method => end_here(door, &policy, database, client, &applicant, method, key).await,
+        method => end_here(door, &policy, database, client, &applicant, method, key, info.pooled).await,
     };
     client.tls = tls;
     result
@@ -99,12 +109,10 @@ async fn reach(database: &Database, number: usize) -> Result<Option<(Server, Arc
         let Some(encryption) = backend::attempts(&owner.url).get(number).copied() else { return Ok(None) };
         let stream = backend::connect_as(&owner.url, encryption).await?;
         if database.route.load().epoch == epoch {
-            let from = BytesMut::new();
-            return Ok(Some((
-                Server { stream, from, key: (0, Bytes::new()), parameters: Vec::new(), epoch, bulk: false },
-                owner,
-                encryption,
-            )));
+            let backend = Arc::new(Backend { target: owner.clone(), pid: 0, key: Bytes::new() });
+            let (from, parameters) = (BytesMut::new(), Parameters::default());
+            let server = Server { stream, from, backend, parameters, epoch, bulk: false, pooled: None };
+            return Ok(Some((server, owner, encryption)));
         }
     }
 }
@@ -127,7 +135,7 @@ async fn relay(
         };
         let mut relayed = Relayed { encryption, door, database, client, applicant, key, server, to_client: BytesMut::new(), told: false };
         match Box::pin(relayed.run(&owner)).await? {
-            Ok((login, version)) => return Ok(Admitted { server: relayed.server, owner, login, version }),
+            Ok((login, version)) => return Ok(Admitted { server: Some(relayed.server), pooling: None, login, version }),
             // its first word was that it does not want us like this: perhaps with, or without, TLS
             Err(said) => refused = refused.or(Some(said)),
         }
@@ -155,7 +163,7 @@ struct Relayed<'a> {
 
 impl Relayed<'_> {
     /// Until the first ReadyForQuery. `Err` inside: refused at the first word, with what the server said.
-    async fn run(&mut self, owner: &Target) -> Result<Result<(ServerLogin, i32), BytesMut>, Ended> {
+    async fn run(&mut self, owner: &Arc<Target>) -> Result<Result<(ServerLogin, i32), BytesMut>, Ended> {
         let mut login = ServerLogin::Nothing;
         let mut version = self.client.version.min(PROTOCOL_3_2);
         self.send(&self.startup(owner)).await?;
@@ -166,7 +174,8 @@ impl Relayed<'_> {
                 b'v' => version = version.min(take_i32(&mut body).ok_or(Ended::Gone)?),
                 b'K' => {
                     let pid = take_i32(&mut body).ok_or(Ended::Gone)?;
-                    self.server.key = (pid, message.body.slice_ref(body));
+                    let key = message.body.slice_ref(body);
+                    self.server.backend = Arc::new(Backend { target: owner.clone(), pid, key });
                     let (pid, secret) = self.key.of(version);
                     put(&mut self.to_client, b'K', |b| {
                         b.extend_from_slice(&pid.to_be_bytes());
@@ -174,7 +183,7 @@ impl Relayed<'_> {
                     });
                     continue;
                 }
-                b'S' => note_parameter(&mut self.server.parameters, body),
+                b'S' => self.server.parameters.note(body),
                 b'R' => match take_i32(&mut body).ok_or(Ended::Gone)? {
                     10 => {
                         if let Some(found) = self.sasl(body).await? {
@@ -334,15 +343,17 @@ impl Relayed<'_> {
     }
 }
 
-/// Authenticates here, then logs in at the owner.
+/// Authenticates here, then logs in at the owner, or finds out what a pool needs to know.
+#[allow(clippy::too_many_arguments)]
 async fn end_here(
     door: &FrontDoor,
     policy: &Policy,
-    database: &Database,
+    database: &Arc<Database>,
     client: &mut Client,
     applicant: &Applicant<'_>,
     method: Method,
     key: &ClientKey,
+    pooled: bool,
 ) -> Result<Admitted, Ended> {
     let user = applicant.user;
     let version = client.version.min(PROTOCOL_3_2);
@@ -363,8 +374,24 @@ async fn end_here(
         door.lookup.forget(database, user);
     }
     let login = proven?;
-    let mut to_client = BytesMut::new();
-    put(&mut to_client, b'R', |b| b.extend_from_slice(&0i32.to_be_bytes()));
+    if pooled {
+        let settings = Settings::of_startup(&of_session(&client.parameters)).map_err(PoolError::Startup);
+        let pool = door.pools().of(database, user, &login);
+        let welcome = match settings {
+            Ok(settings) => pool.welcome(settings).await,
+            Err(error) => Err(error),
+        };
+        let welcome = welcome.map_err(|error| not_lent(database, user, error))?;
+        greet(client, &welcome.parameters, key, version).await?;
+        return Ok(Admitted { server: None, pooling: Some(Pooling::new(pool, welcome)), login, version });
+    }
+    let replication = client.parameter(b"replication").is_some_and(|value| replicates(value));
+    if database.pool.load().size.is_some() && !replication {
+        let pool = door.pools().of(database, user, &login);
+        let server = whole_session(&pool, of_session(&client.parameters)).await.map_err(|error| not_lent(database, user, error))?;
+        greet(client, &server.parameters, key, version).await?;
+        return Ok(Admitted { server: Some(server), pooling: None, login, version });
+    }
     let (connection, owner, epoch) = loop {
         let (owner, epoch) = owner(database).await;
         let url = database.url_for(&owner, user);
@@ -379,7 +406,16 @@ async fn end_here(
             break (connection, owner, epoch);
         }
     };
-    for (name, value) in &connection.parameters {
+    let server = Server::from_connection(connection, owner, epoch);
+    greet(client, &server.parameters, key, version).await?;
+    Ok(Admitted { server: Some(server), pooling: None, login, version })
+}
+
+/// From AuthenticationOk to the first ReadyForQuery.
+async fn greet(client: &mut Client, parameters: &Parameters, key: &ClientKey, version: i32) -> Result<(), Ended> {
+    let mut to_client = BytesMut::new();
+    put(&mut to_client, b'R', |b| b.extend_from_slice(&0i32.to_be_bytes()));
+    for (name, value) in parameters.list() {
         put(&mut to_client, b'S', |b| {
             put_cstr(b, name);
             put_cstr(b, value);
@@ -391,26 +427,38 @@ async fn end_here(
         b.extend_from_slice(&secret);
     });
     put(&mut to_client, b'Z', |b| b.extend_from_slice(b"I"));
-    client.stream.write_all(&to_client).await.map_err(|_| Ended::Gone)?;
-    Ok(Admitted { server: Server::from_connection(connection, epoch), owner, login, version })
+    client.stream.write_all(&to_client).await.map_err(|_| Ended::Gone)
+}
+
+/// The pool has nothing for a client.
+fn not_lent(database: &Database, user: &str, error: PoolError) -> Ended {
+    match error {
+        PoolError::Refused(error) => not_admitted(database, user, error),
+        error => Ended::Denied(Denial { code: known_code(error.code()), message: error.to_string(), hint: error.hint() }),
+    }
+}
+
+/// SQLSTATEs that clients act upon are few; the others keep their class.
+fn known_code(code: &str) -> &'static str {
+    match code {
+        "28P01" => "28P01",
+        "3D000" => "3D000",
+        "42501" => "42501",
+        "53300" => "53300",
+        "57P03" => "57P03",
+        "0A000" => "0A000",
+        "22023" => "22023",
+        "42704" => "42704",
+        "08006" => "08006",
+        _ => "28000",
+    }
 }
 
 /// The proxy is content with the client, and the owner is not with the proxy.
 fn not_admitted(database: &Database, user: &str, error: BackendError) -> Ended {
     match error {
         BackendError::Server(fields) => {
-            // SQLSTATEs that clients act upon are few; the others keep their class
-            let code = match fields.code.as_str() {
-                "28P01" => "28P01",
-                "3D000" => "3D000",
-                "42501" => "42501",
-                "53300" => "53300",
-                "57P03" => "57P03",
-                "0A000" => "0A000",
-                "22023" => "22023",
-                "42704" => "42704",
-                _ => "28000",
-            };
+            let code = known_code(&fields.code);
             tracing::warn!(database = %database.name, %user, sqlstate = %fields.code, "the server refused a client that understudy had let in");
             Ended::Denied(Denial { code, message: fields.message, hint: None })
         }

@@ -2,7 +2,8 @@
 //!
 //! A connection is met by [`arrival`] (encryption, direct TLS, cancels) and logged in by [`log_in`] (relayed or ended here).
 //! The protocol's bookkeeping is pure ([`conversation`]); sockets are moved by [`relay`]; [`serving`] answers a read from a
-//! shadow; [`moving`] takes a session to a new owner between two transactions.
+//! shadow; [`moving`] takes a session to a new owner between two transactions; [`pooled`] borrows a server connection for each
+//! transaction.
 //!
 //! Deliberately absent: every name of the control plane (cdc, schema, metadata, cutover, validate, console, config). A
 //! session reads one routing snapshot and writes bounded queues.
@@ -17,6 +18,7 @@ mod log_in;
 mod lookup;
 mod moving;
 mod observing;
+mod pooled;
 mod relay;
 mod serving;
 mod sockets;

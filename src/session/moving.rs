@@ -2,13 +2,10 @@
 //! before a cutover needs it. And the move itself: between two transactions, with settings, LISTEN and prepared
 //! statements rebuilt on the other side.
 
-use super::{
-    front_door::CancelTarget,
-    relay::{Relay, Server},
-    start_up::ask,
-};
+use super::{front_door::CancelTarget, relay::Relay, start_up::ask};
 use crate::{
     backend::{BackendError, Connection},
+    pool::{Server, literal},
     traffic::{
         copies::Identity,
         database::{Database, SessionInfo},
@@ -69,10 +66,8 @@ pub(super) struct Attachments {
 impl Attachment {
     /// Called on the session's thread. `None`: its socket could not be brought there.
     fn new(target: Arc<Target>, connection: Connection, writable: bool) -> Option<Self> {
-        let Connection { stream, buffer, parameters, key } = connection;
-        let stream = stream.rebind().ok()?;
         Some(Attachment {
-            server: Server::from_connection(Connection { stream, buffer, parameters, key }, 0),
+            server: Server::from_connection(connection, target.clone(), 0).rebind().ok()?,
             target,
             prepared: HashMap::new(),
             refused: HashSet::new(),
@@ -134,7 +129,15 @@ impl Attachments {
     }
 
     /// Follows the route: opens what it will need, closes what it no longer names.
-    pub fn prepare(&mut self, database: &Arc<Database>, info: &Arc<SessionInfo>, identity: &Arc<Identity>, route: &Route) {
+    /// `own_standby`: also to the next owner.
+    pub fn prepare(
+        &mut self,
+        database: &Arc<Database>,
+        info: &Arc<SessionInfo>,
+        identity: &Arc<Identity>,
+        route: &Route,
+        own_standby: bool,
+    ) {
         let wanted = |target: &Arc<Target>| {
             route.standby.as_ref() == Some(target) || route.owner == *target || route.shadows.iter().any(|shadow| shadow.target == *target)
         };
@@ -151,6 +154,7 @@ impl Attachments {
         });
         match &route.standby {
             None => info.standby_ready.store(false, Ordering::SeqCst),
+            Some(_) if !own_standby => {}
             Some(target) => {
                 let target = target.clone();
                 self.open(database, info, identity, &target, true, true);
@@ -276,6 +280,9 @@ impl Attachments {
 impl Relay {
     /// Goes on at the new owner. Called at a boundary, outside the gate, when the route's epoch is not the server's.
     pub(super) async fn move_to_owner(&mut self) -> Result<(), io::Error> {
+        if self.pooling.is_some() {
+            return Box::pin(self.move_pooled()).await;
+        }
         let deadline = Instant::now() + MOVE_TIMEOUT;
         loop {
             let route = self.route();
@@ -298,7 +305,9 @@ impl Relay {
             }
             // RECONNECT: a session that cannot log in again is better off where it is than ended
             if !self.server_gone && self.attachments.has_failed(&route.owner) && self.is_connected_to(&route.owner) {
-                self.server.epoch = route.epoch;
+                if let Some(server) = &mut self.server {
+                    server.epoch = route.epoch;
+                }
                 self.info.epoch.store(route.epoch, Ordering::SeqCst);
                 return Ok(());
             }
@@ -320,14 +329,14 @@ impl Relay {
     }
 
     fn is_connected_to(&self, target: &Target) -> bool {
-        self.cancel.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).url == *target
+        self.server.as_ref().is_some_and(|server| *server.backend.target == *target)
     }
 
     fn adopt(&mut self, mut server: Server, route: &Arc<Route>) {
         server.epoch = route.epoch;
-        for (name, value) in &server.parameters {
-            let known = self.server.parameters.iter().find(|(known, _)| known == name);
-            if known.is_none_or(|(_, known)| known != value) {
+        for (name, value) in server.parameters.list() {
+            let known = self.server.as_ref().and_then(|old| old.parameters.get(name));
+            if known != Some(value) {
                 put(&mut self.to_client, b'S', |b| {
                     put_cstr(b, name);
                     put_cstr(b, value);
@@ -337,19 +346,22 @@ impl Relay {
         (self.server_gone, self.server_skip) = (false, 0);
         self.conversation.generation += 1;
         self.info.epoch.store(route.epoch, Ordering::SeqCst);
-        {
-            let mut cancel = self.cancel.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            *cancel = CancelTarget { url: (*route.owner).clone(), pid: server.key.0, key: server.key.1.clone() };
+        self.aim_cancel(CancelTarget::Server(server.backend.clone()));
+        if let Some(old) = self.server.replace(server) {
+            tokio::spawn(old.terminate());
         }
-        let old = std::mem::replace(&mut self.server, server);
-        tokio::spawn(old.terminate());
     }
 
     /// Brings settings and registrations to a standby before it is needed, if the session stands between two transactions.
     pub(super) async fn prepare_standby(&mut self) {
         let route = self.route();
         let Some(target) = &route.standby else { return };
-        if self.state_version == 0 || !self.conversation.at_boundary() || !self.to_server.is_empty() || self.client_skip > 0 {
+        if self.pooling.is_some()
+            || self.state_version == 0
+            || !self.conversation.at_boundary()
+            || !self.to_server.is_empty()
+            || self.client_skip > 0
+        {
             return;
         }
         if let Some(mut attachment) = self.attachments.take(target)
@@ -364,19 +376,20 @@ impl Relay {
         if attachment.state_version == self.state_version {
             return Some(());
         }
+        let server = self.server.as_mut()?;
         // What SET, RESET, set_config() and their rollbacks have left is what the server says it is.
         let settings = ask(
-            &mut self.server,
+            server,
             "SELECT name, setting FROM pg_catalog.pg_settings WHERE source = 'session' AND context IN ('user', 'superuser')
              UNION ALL SELECT 'role', pg_catalog.current_setting('role') WHERE pg_catalog.current_setting('role') <> 'none'",
         )
         .await;
-        let channels = ask(&mut self.server, "SELECT * FROM pg_catalog.pg_listening_channels()").await;
-        let prepared = ask(&mut self.server, "SELECT statement FROM pg_catalog.pg_prepared_statements WHERE from_sql").await;
+        let channels = ask(server, "SELECT * FROM pg_catalog.pg_listening_channels()").await;
+        let prepared = ask(server, "SELECT statement FROM pg_catalog.pg_prepared_statements WHERE from_sql").await;
         let custom = self.conversation.custom_settings();
         let custom = match custom.is_empty() {
             true => Some(Vec::new()),
-            false => ask(&mut self.server, &custom).await,
+            false => ask(server, &custom).await,
         };
         let (Some(settings), Some(custom), true) = (&settings, &custom, channels.is_some() && prepared.is_some()) else {
             // going on with another search_path or role than the client has set would be worse than an end
@@ -401,20 +414,8 @@ impl Relay {
         Some(())
     }
 
-    /// A CancelRequest of the client goes to a shadow while that answers. Returns where it went before.
-    pub(super) fn aim_cancel(&mut self, attachment: &Attachment) -> CancelTarget {
-        let mut cancel = self.cancel.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let (pid, key) = attachment.server.key.clone();
-        std::mem::replace(&mut *cancel, CancelTarget { url: (*attachment.target).clone(), pid, key })
+    /// A CancelRequest of the client goes there from now on. Returns where it went before.
+    pub(super) fn aim_cancel(&mut self, target: CancelTarget) -> CancelTarget {
+        std::mem::replace(&mut *self.cancel.lock().unwrap_or_else(|poisoned| poisoned.into_inner()), target)
     }
-
-    /// And back.
-    pub(super) fn restore_cancel(&mut self, previous: CancelTarget) {
-        *self.cancel.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = previous;
-    }
-}
-
-/// A string literal that is right whatever `standard_conforming_strings` says.
-fn literal(text: &str) -> String {
-    format!(" E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }

@@ -65,6 +65,10 @@ fn may_copy(shadow: &ShadowRoute, session: u64) -> bool {
 impl Relay {
     pub(super) fn begin_transaction(&mut self) {
         self.serve_next = true;
+        self.start_remembering();
+    }
+
+    fn start_remembering(&mut self) {
         let route = self.database.route.load();
         self.conversation.recording = route.shadows.iter().any(|shadow| shadow.is_interested());
         let rehearse = route.shadows.iter().any(|shadow| shadow.rehearse.load(Ordering::Relaxed) && shadow.in_step.load(Ordering::Relaxed));
@@ -149,6 +153,9 @@ impl Relay {
             self.offer_transaction();
             if self.conversation.at_boundary() {
                 self.leave();
+            } else {
+                // The client has sent the next one already.
+                self.start_remembering();
             }
         }
     }

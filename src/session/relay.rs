@@ -1,15 +1,17 @@
 //! The relay: moves bytes both ways, never blocks one direction on the other, and keeps the [`Conversation`] informed.
 
 use super::{
-    conversation::{Conversation, FromServer},
+    conversation::{Conversation, Forward, FromServer},
     front_door::{CancelTarget, FrontDoor},
     limits::{Bounds, Farewell, LENGTH, TOO_LONG, TOO_MUCH},
     moving::Attachments,
     observing::Remembered,
+    pooled::Pooling,
     sockets::{Wanted, give_back},
 };
 use crate::{
     net::Stream,
+    pool::Server,
     sql::{Later, LookUp},
     traffic::{
         cancelling::Place,
@@ -20,11 +22,11 @@ use crate::{
     },
     wire::{self, WireError, backend::put_error},
 };
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BytesMut};
 use std::{
     future::poll_fn,
     io,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::Ordering},
     task::Waker,
     time::{Duration, Instant},
 };
@@ -34,26 +36,15 @@ const INSPECT_BYTES_MAX: usize = 256 << 10;
 /// Of a message that is streamed through, this much must have come first: the names in it are shorter.
 const LARGE_START_BYTES: usize = 1 << 10;
 /// Bytes waiting for one side that stop reading from the other.
-const WAITING_BYTES_MAX: usize = 256 << 10;
+pub(super) const WAITING_BYTES_MAX: usize = 256 << 10;
 /// How often a session looks whether it may end, while the front door closes.
-const DRAIN_LOOK: Duration = Duration::from_millis(50);
+pub(super) const DRAIN_LOOK: Duration = Duration::from_millis(50);
 /// How long after `close` a session inside a transaction may go on.
 const DRAIN_GRACE: Duration = Duration::from_secs(30);
 
-static TERMINATED: Farewell = Farewell { code: "57P01", message: "terminating connection due to administrator command", hint: None };
-static CLOSING: Farewell = Farewell { code: "57P01", message: "understudy is shutting down", hint: None };
-
-/// The connection to the owner.
-#[derive(Debug)]
-pub(super) struct Server {
-    pub stream: Stream,
-    pub from: BytesMut,
-    pub key: (i32, Bytes),
-    pub parameters: Vec<(Bytes, Bytes)>,
-    pub epoch: i64,
-    /// The last read filled its buffer.
-    pub bulk: bool,
-}
+pub(super) static TERMINATED: Farewell =
+    Farewell { code: "57P01", message: "terminating connection due to administrator command", hint: None };
+pub(super) static CLOSING: Farewell = Farewell { code: "57P01", message: "understudy is shutting down", hint: None };
 
 /// One session.
 pub(super) struct Relay {
@@ -64,7 +55,10 @@ pub(super) struct Relay {
     pub client: Stream,
     pub from_client: BytesMut,
     pub to_client: BytesMut,
-    pub server: Server,
+    /// `None`: none is lent to this session now.
+    pub server: Option<Server>,
+    /// How server connections are borrowed; `None`: the session has one of its own.
+    pub pooling: Option<Box<Pooling>>,
     pub to_server: BytesMut,
     pub conversation: Conversation,
     pub attachments: Attachments,
@@ -79,7 +73,7 @@ pub(super) struct Relay {
     route: Arc<Route>,
     /// The waker that the mailbox has.
     pub registered: Option<Waker>,
-    entry: Entry,
+    pub(super) entry: Entry,
     pub client_skip: usize,
     pub server_skip: usize,
     /// Nothing more comes from the client; it may still read what it has asked for.
@@ -104,13 +98,15 @@ pub(super) struct Relay {
 }
 
 /// What the client's side needs next.
-enum Next {
+pub(super) enum Next {
     /// Sockets.
     Io,
     /// The gate is closed.
     Held,
     /// The owner has changed.
     Move,
+    /// A transaction begins, and needs a server connection.
+    Borrow,
     /// The read at the front may be answered by this shadow.
     Serve(Box<super::serving::Plan>),
     /// The message at the front is being parsed.
@@ -120,9 +116,9 @@ enum Next {
 }
 
 /// A transaction's place behind the gate, given back even if the session's task panics: a cutover would wait for it for ever.
-struct Entry {
+pub(super) struct Entry {
     database: Arc<Database>,
-    inside: bool,
+    pub inside: bool,
 }
 
 impl Entry {
@@ -148,7 +144,8 @@ impl Relay {
         identity: Arc<Identity>,
         client: Stream,
         from_client: BytesMut,
-        server: Server,
+        server: Option<Server>,
+        pooling: Option<Box<Pooling>>,
         cancel: Arc<Mutex<CancelTarget>>,
     ) -> Self {
         Relay {
@@ -164,6 +161,7 @@ impl Relay {
             from_client,
             to_client: BytesMut::new(),
             server,
+            pooling,
             to_server: BytesMut::new(),
             conversation: Conversation::default(),
             needed: Needed::default(),
@@ -190,11 +188,12 @@ impl Relay {
 
     /// Until one side ends, on the runtime that this is called on.
     pub async fn run(mut self: Box<Self>) {
-        for buffer in [&mut self.from_client, &mut self.server.from].into_iter().filter(|buffer| buffer.is_empty()) {
+        let from_server = self.server.as_mut().map(|server| &mut server.from);
+        for buffer in [Some(&mut self.from_client), from_server].into_iter().flatten().filter(|buffer| buffer.is_empty()) {
             *buffer = BytesMut::new(); // what the log-in read into; from here on buffers are lent
         }
-        match (self.client.rebind(), self.server.stream.rebind()) {
-            (Ok(client), Ok(server)) => (self.client, self.server.stream) = (client, server),
+        match (self.client.rebind(), self.server.take().map(Server::here).transpose()) {
+            (Ok(client), Ok(server)) => (self.client, self.server) = (client, server),
             (Err(error), _) | (_, Err(error)) => {
                 return tracing::error!(session = self.info.id, %error, "cannot move a session to its thread");
             }
@@ -209,14 +208,12 @@ impl Relay {
             let bytes = std::mem::take(&mut self.to_client);
             let _ = tokio::time::timeout(Duration::from_secs(5), tokio::io::AsyncWriteExt::write_all(&mut self.client, &bytes)).await;
         }
-        if !self.server_gone {
-            self.server.terminate().await;
-        }
+        self.part_with_server().await;
     }
 
     async fn relay(&mut self) -> Result<(), io::Error> {
         self.take_limits(false);
-        self.attachments.prepare(&self.database, &self.info, &self.identity, &self.route);
+        self.follow_route();
         loop {
             let held = match self.next_of_client()? {
                 Next::Io => false,
@@ -224,6 +221,13 @@ impl Relay {
                 Next::End => {
                     self.flush_server().await;
                     return Ok(());
+                }
+                Next::Borrow => {
+                    self.try_write();
+                    if !self.borrow() {
+                        Box::pin(self.wait_for_server()).await?;
+                    }
+                    continue;
                 }
                 Next::Move => {
                     if !self.to_server.is_empty() {
@@ -245,6 +249,17 @@ impl Relay {
             };
             self.take_from_server()?;
             self.try_write();
+            if self.takes_go_on() {
+                continue;
+            }
+            if self.pooling.is_some() && self.is_done_with_server() {
+                if !self.return_server() {
+                    Box::pin(self.settle()).await?;
+                }
+                if !self.from_client.is_empty() {
+                    continue; // the next transaction has come already
+                }
+            }
             if self.client_gone {
                 self.to_client.clear(); // or the server, not read from, would never take what is left for it
             }
@@ -316,20 +331,37 @@ impl Relay {
     }
 
     /// The route may have changed.
-    async fn read_news(&mut self) {
+    pub(super) async fn read_news(&mut self) {
         let route = self.database.route.load_full();
         if !Arc::ptr_eq(&route, &self.route) {
             self.route = route;
-            self.attachments.prepare(&self.database, &self.info, &self.identity, &self.route);
+            self.follow_route();
             self.prepare_standby().await;
         }
     }
 
+    /// Opens what the route will need, closes what it no longer names.
+    fn follow_route(&mut self) {
+        let own_standby = self.pooling.is_none();
+        self.attachments.prepare(&self.database, &self.info, &self.identity, &self.route, own_standby);
+        if let Some(pooling) = &self.pooling {
+            pooling.pool.follow(&self.route);
+            if self.server.is_none() {
+                self.info.epoch.store(self.route.epoch, Ordering::SeqCst);
+            }
+        }
+    }
+
     pub(super) fn say_goodbye(&mut self, farewell: &'static Farewell) -> Result<(), io::Error> {
+        self.say_last(farewell.code, farewell.message, farewell.hint)
+    }
+
+    /// Ends the session with an error.
+    pub(super) fn say_last(&mut self, code: &str, message: &str, hint: Option<&str>) -> Result<(), io::Error> {
         if self.server_skip == 0 {
-            put_error(&mut self.to_client, "FATAL", farewell.code, farewell.message, farewell.hint);
+            put_error(&mut self.to_client, "FATAL", code, message, hint);
         } // else it would stand in the middle of a row
-        Err(io::Error::new(io::ErrorKind::ConnectionAborted, farewell.message))
+        Err(io::Error::new(io::ErrorKind::ConnectionAborted, message.to_owned()))
     }
 
     /// Nothing more is taken from the client. What it asked for before (`run` bytes) is still carried out and answered.
@@ -348,8 +380,8 @@ impl Relay {
                 Err(_) => self.client_gone = true,
             }
         }
-        if !self.to_server.is_empty() && !self.server_gone {
-            match write_now(&self.to_server, |rest| self.server.stream.try_write(rest)) {
+        if let Some(server) = self.server.as_mut().filter(|_| !self.to_server.is_empty() && !self.server_gone) {
+            match write_now(&self.to_server, |rest| server.stream.try_write(rest)) {
                 Ok(written) => drop_front(&mut self.to_server, written),
                 Err(_) => self.server_gone = true,
             }
@@ -358,15 +390,19 @@ impl Relay {
 
     async fn flush_server(&mut self) {
         let bytes = std::mem::take(&mut self.to_server);
-        let _ = tokio::time::timeout(Duration::from_secs(5), tokio::io::AsyncWriteExt::write_all(&mut self.server.stream, &bytes)).await;
+        let Some(server) = &mut self.server else { return };
+        let _ = tokio::time::timeout(Duration::from_secs(5), tokio::io::AsyncWriteExt::write_all(&mut server.stream, &bytes)).await;
     }
 
     /// Takes whole messages of the client and appends what is to be forwarded.
     fn next_of_client(&mut self) -> Result<Next, io::Error> {
         let idle = self.client_skip == 0 && !self.entry.inside && self.conversation.at_boundary();
-        if idle && self.server.epoch != self.database.epoch() {
+        if idle && self.is_elsewhere() {
             // also with nothing to forward: the old owner may end this connection at any moment
             return Ok(if self.database.gate.is_closed() { Next::Held } else { Next::Move });
+        }
+        if self.pooling.as_ref().is_some_and(|pooling| pooling.is_refusing()) && !self.refuse_cycle()? {
+            return Ok(Next::Io);
         }
         let mut run = 0; // contiguous bytes at the front of `from_client` that are forwarded as they are
         let next = loop {
@@ -394,15 +430,18 @@ impl Relay {
             }
             if self.conversation.at_boundary() && !self.entry.inside {
                 if header.tag == b'X' {
-                    run += header.len.min(available);
+                    if self.pooling.is_none() {
+                        run += header.len.min(available);
+                    }
                     self.forward_client(run);
                     return Ok(Next::End);
                 }
-                if self.server.epoch != self.database.epoch() {
+                if self.is_elsewhere() {
                     break if self.database.gate.is_closed() { Next::Held } else { Next::Move };
                 }
                 if run == 0
                     && self.serve_next
+                    && !self.has_just_borrowed()
                     && self.to_client.len() < WAITING_BYTES_MAX // a pipeline of reads must not pile up answers
                     && !self.database.gate.is_closed()
                     && let Some(plan) = self.plan_to_serve()
@@ -413,12 +452,21 @@ impl Relay {
                 if !whole {
                     break Next::Io;
                 }
+                if self.server.is_none() {
+                    match self.before_borrowing(header) {
+                        Some(next) => break next,
+                        None => continue,
+                    }
+                }
                 // What is left of a COPY that the server has given up begins nothing and is never answered.
                 if !matches!(header.tag, b'd' | b'c' | b'f') {
                     if !self.enter() {
                         break Next::Held;
                     }
                     self.begin_transaction();
+                    if self.pooling.is_some() && run == 0 {
+                        self.keep_for_again();
+                    }
                 }
             }
             if available < header.len && (header.len > INSPECT_BYTES_MAX || header.tag == b'd') {
@@ -427,12 +475,12 @@ impl Relay {
                     break Next::Io; // the names stand at its start
                 }
                 let start = self.from_client.get(run + 5..run + available).unwrap_or_default();
-                if let Some(before) = self.conversation.large_message(header.tag, start) {
-                    self.forward_client(run);
+                let Forward { before, instead } = self.conversation.large_message(header.tag, header.len, start);
+                if let Some(before) = before {
+                    self.forward_before(run, &before, instead);
                     run = 0;
-                    self.to_server.extend_from_slice(&before);
                 }
-                self.client_skip = header.len;
+                self.client_skip = header.len - instead;
                 continue;
             }
             let Some(body) = self.from_client.get(run + 5..run + header.len) else { break Next::Io };
@@ -440,7 +488,8 @@ impl Relay {
                 // The server answers what came before, and then ends, whatever we think is owed; nothing of the client is
                 // looked at behind it.
                 self.client_ended = true;
-                self.forward_client(run + header.len);
+                let goodbye = if self.pooling.is_none() { header.len } else { 0 }; // a pooled connection goes on
+                self.forward_client(run + goodbye);
                 self.from_client.clear();
                 return Ok(Next::Io);
             }
@@ -467,11 +516,10 @@ impl Relay {
                 self.maybe_sample();
             }
             if let Some(before) = forward.before {
-                self.forward_client(run);
+                self.forward_before(run, &before, forward.instead);
                 run = 0;
-                self.to_server.extend_from_slice(&before);
             }
-            run += header.len;
+            run += header.len - forward.instead;
         };
         self.forward_client(run);
         if self.conversation.at_boundary() {
@@ -484,9 +532,13 @@ impl Relay {
     /// Sends the front of the client's buffer on: at once as far as the socket takes it.
     fn forward_client(&mut self, bytes: usize) {
         let bytes = bytes.min(self.from_client.len());
+        let Some(server) = &mut self.server else {
+            // between two transactions, with nothing that is answered
+            return drop_front(&mut self.from_client, bytes);
+        };
         if self.to_server.is_empty() && !self.server_gone {
             let run = self.from_client.get(..bytes).unwrap_or_default();
-            match write_now(run, |rest| self.server.stream.try_write(rest)) {
+            match write_now(run, |rest| server.stream.try_write(rest)) {
                 Ok(written) => put_off(&mut self.from_client, bytes, written, &mut self.to_server),
                 Err(_) => self.server_gone = true,
             }
@@ -495,12 +547,27 @@ impl Relay {
         }
     }
 
+    /// Sends the front of the client's buffer on, and behind it bytes of ours, which stand for so many of the client's. All of it
+    /// waits, so that it goes out at once with what follows.
+    fn forward_before(&mut self, run: usize, before: &[u8], instead: usize) {
+        let run = run.min(self.from_client.len());
+        put_off(&mut self.from_client, run, 0, &mut self.to_server);
+        self.to_server.extend_from_slice(before);
+        drop_front(&mut self.from_client, instead);
+    }
+
+    /// The owner is another than that of the session's server.
+    #[inline]
+    fn is_elsewhere(&self) -> bool {
+        self.server.as_ref().is_some_and(|server| server.epoch != self.database.epoch())
+    }
+
     /// Enters the gate for a transaction.
     pub fn enter(&mut self) -> bool {
         if !self.entry.inside {
             self.entry.inside = self.database.gate.try_enter();
             // the owner may have changed between the look at the epoch and the entry
-            if self.entry.inside && self.server.epoch != self.database.epoch() {
+            if self.entry.inside && self.is_elsewhere() {
                 self.leave();
             }
         }
@@ -516,7 +583,7 @@ impl Relay {
     fn take_from_server(&mut self) -> Result<(), io::Error> {
         let mut run = 0;
         while self.to_client.len() + run < WAITING_BYTES_MAX {
-            let Some(rest) = self.server.from.get(run..) else { break };
+            let Some(rest) = self.server.as_ref().and_then(|server| server.from.get(run..)) else { break };
             if self.server_skip > 0 {
                 let part = self.server_skip.min(rest.len());
                 self.server_skip -= part;
@@ -537,17 +604,36 @@ impl Relay {
                 self.server_skip = header.len;
                 continue;
             }
-            let Some(body) = rest.get(5..header.len) else { break };
+            if rest.len() < header.len {
+                break;
+            }
             match header.tag {
-                b'E' => self.database.errors.increment(),
-                b'S' => note_parameter(&mut self.server.parameters, body),
+                b'E' => {
+                    if self.pooling.is_some() && self.begins_again(run, header) {
+                        run = 0;
+                        continue;
+                    }
+                    self.database.errors.increment();
+                }
+                b'S' => {
+                    if let Some(server) = &mut self.server {
+                        let body = server.from.get(run + 5..run + header.len).unwrap_or_default();
+                        server.parameters.note(body);
+                    }
+                    self.conversation.parameter_changed();
+                }
+                b'Z' if self.pooling.is_some() && self.goes_on(run, header) => {
+                    run = 0;
+                    continue;
+                }
                 _ => {}
             }
+            let Some(body) = self.server.as_ref().and_then(|server| server.from.get(run + 5..run + header.len)) else { break };
             match self.conversation.from_server(header.tag, body) {
                 FromServer::Forward => run += header.len,
                 FromServer::Swallow => {
                     self.forward_server(run);
-                    drop(self.server.from.split_to(header.len));
+                    self.drop_from_server(header.len);
                     run = 0;
                 }
                 FromServer::Finished(finished) => {
@@ -565,16 +651,24 @@ impl Relay {
     }
 
     /// Sends the front of the server's buffer on: at once as far as the socket takes it.
-    fn forward_server(&mut self, bytes: usize) {
-        let bytes = bytes.min(self.server.from.len());
+    pub(super) fn forward_server(&mut self, bytes: usize) {
+        let Some(server) = &mut self.server else { return };
+        let bytes = bytes.min(server.from.len());
         if self.to_client.is_empty() && !self.client_gone {
-            let run = self.server.from.get(..bytes).unwrap_or_default();
+            let run = server.from.get(..bytes).unwrap_or_default();
             match write_now(run, |rest| self.client.try_write(rest)) {
-                Ok(written) => put_off(&mut self.server.from, bytes, written, &mut self.to_client),
+                Ok(written) => put_off(&mut server.from, bytes, written, &mut self.to_client),
                 Err(_) => self.client_gone = true,
             }
         } else {
-            put_off(&mut self.server.from, bytes, 0, &mut self.to_client);
+            put_off(&mut server.from, bytes, 0, &mut self.to_client);
+        }
+    }
+
+    /// Takes bytes from the front of the server's buffer that are not for the client.
+    pub(super) fn drop_from_server(&mut self, bytes: usize) {
+        if let Some(server) = &mut self.server {
+            drop_front(&mut server.from, bytes);
         }
     }
 
@@ -604,7 +698,7 @@ fn write_now(bytes: &[u8], mut write: impl FnMut(&[u8]) -> io::Result<usize>) ->
 }
 
 #[inline]
-fn drop_front(buffer: &mut BytesMut, bytes: usize) {
+pub(super) fn drop_front(buffer: &mut BytesMut, bytes: usize) {
     buffer.advance(bytes.min(buffer.len()));
     give_back(buffer);
 }
@@ -617,13 +711,4 @@ fn put_off(from: &mut BytesMut, bytes: usize, written: usize, waiting: &mut Byte
     }
     from.advance(bytes);
     give_back(from);
-}
-
-/// Keeps a ParameterStatus, so that a later server's values can be told from it.
-pub(super) fn note_parameter(parameters: &mut Vec<(Bytes, Bytes)>, mut body: &[u8]) {
-    let (Some(name), Some(value)) = (wire::take_cstr(&mut body), wire::take_cstr(&mut body)) else { return };
-    match parameters.iter_mut().find(|(known, _)| known == name) {
-        Some((_, known)) => *known = Bytes::copy_from_slice(value),
-        None => parameters.push((Bytes::copy_from_slice(name), Bytes::copy_from_slice(value))),
-    }
 }

@@ -4,6 +4,7 @@
 
 use super::{
     conversation::{WholeCycle, cycle_length, whole_cycle},
+    front_door::CancelTarget,
     moving::Attachment,
     relay::Relay,
 };
@@ -118,13 +119,13 @@ impl Relay {
             return Ok(());
         };
         let began = Instant::now();
-        let previous = self.aim_cancel(&attachment);
+        let previous = self.aim_cancel(CancelTarget::Server(attachment.server.backend.clone()));
         self.info.cancelling.begin(Place::Shadow);
         let outcome = match tokio::time::timeout(plan.shadow.hedge_after, attachment.answer(&plan)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(Failure::Broken("no answer within hedge_after")),
         };
-        self.restore_cancel(previous);
+        self.aim_cancel(previous);
         let cancelled = self.info.cancelling.end();
         let latency = began.elapsed();
         let observations = &plan.shadow.observations;
@@ -168,11 +169,12 @@ impl Relay {
                 observations.fallback_reasons.count(reason);
                 observations.shadow_outcome(latency, true, now);
                 plan.shadow.breaker.outcome(false, monotonic_ms());
-                let (url, (pid, key)) = (attachment.target.url.clone(), attachment.server.key.clone());
+                let backend = attachment.server.backend.clone();
                 drop(attachment);
                 // the abandoned statement must not go on burning the shadow
                 tokio::spawn(async move {
-                    let _ = tokio::time::timeout(Duration::from_secs(1), backend::cancel(&url, pid, &key)).await;
+                    let _ =
+                        tokio::time::timeout(Duration::from_secs(1), backend::cancel(&backend.target.url, backend.pid, &backend.key)).await;
                 });
                 self.keep_on_owner(None);
             }

@@ -108,15 +108,15 @@ impl Relay {
     /// Ready when bytes have come or gone, a side has ended, or the mailbox has news.
     pub(super) fn poll_sockets(&mut self, wanted: Wanted, context: &mut Context<'_>) -> Poll<()> {
         let mut progress = self.info.mailbox.poll_news(&mut self.registered, context);
-        if !self.server_gone {
+        if let Some(server) = self.server.as_mut().filter(|_| !self.server_gone) {
             if !self.to_server.is_empty()
-                && let Poll::Ready(written) = poll_drain(&mut self.server.stream, &mut self.to_server, context)
+                && let Poll::Ready(written) = poll_drain(&mut server.stream, &mut self.to_server, context)
             {
                 self.server_gone |= written.is_err();
                 progress = true;
             }
             if wanted.server
-                && let Poll::Ready(read) = poll_fill(&mut self.server.stream, &mut self.server.from, &mut self.server.bulk, context)
+                && let Poll::Ready(read) = poll_fill(&mut server.stream, &mut server.from, &mut server.bulk, context)
             {
                 self.server_gone |= !matches!(read, Ok(1..));
                 progress = true;

@@ -100,6 +100,7 @@ fn start_one(at: usize) -> io::Result<Thread> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let handle = runtime.handle().clone();
     std::thread::Builder::new().name(format!("sessions-{at}")).stack_size(STACK_BYTES).spawn(move || {
+        crate::pool::set_here(at as u32 + 1);
         wake_politely();
         runtime.block_on(std::future::pending::<()>());
     })?;

@@ -9,7 +9,7 @@ use super::{
     route::{Route, Target},
 };
 use crate::{
-    config::{Secret, ServerUrl, UserConfig},
+    config::{PoolConfig, Secret, ServerUrl, UserConfig},
     monitor::LatencyHistogram,
     sql::Classifier,
 };
@@ -19,7 +19,7 @@ use dashmap::DashMap;
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering},
     },
     task::{Context, Waker},
     time::Instant,
@@ -48,6 +48,8 @@ pub struct Database {
     pub errors: Counter,
     /// Of the owner's answers.
     pub latency: LatencyHistogram,
+    /// How many server connections there may be, and for whom; as loaded last.
+    pub pool: ArcSwap<PoolConfig>,
     users: Mutex<Vec<UserConfig>>,
     /// The route's epoch: all that a session looks at per transaction.
     epoch: AtomicI64,
@@ -84,6 +86,10 @@ pub struct SessionInfo {
     pub attach_error: Mutex<Option<String>>,
     /// Request cycles that ended.
     pub requests: AtomicU64,
+    /// It has a server connection for the time of a transaction only.
+    pub pooled: bool,
+    /// Waits for one, has one, has none: see [`state`].
+    pub state: AtomicU8,
     /// What the session is told while it waits for its sockets.
     pub mailbox: Mailbox,
     /// What it is doing, for time limits.
@@ -168,7 +174,32 @@ impl Planned {
     }
 }
 
+/// [`SessionInfo::state`] of pooled sessions.
+pub mod state {
+    /// Between transactions.
+    pub const IDLE: u8 = 0;
+    /// In the pool's queue.
+    pub const WAITING: u8 = 1;
+    /// Has a server connection.
+    pub const ACTIVE: u8 = 2;
+    /// Keeps it between transactions, too.
+    pub const PINNED: u8 = 3;
+}
+
 impl SessionInfo {
+    /// In words.
+    pub fn state_name(&self) -> &'static str {
+        if !self.pooled {
+            return "session";
+        }
+        match self.state.load(Ordering::Relaxed) {
+            state::IDLE => "idle",
+            state::WAITING => "waiting",
+            state::ACTIVE => "active",
+            _ => "pinned",
+        }
+    }
+
     /// Pins that stand in the way of moving this session to another server.
     pub fn immovable(&self) -> Vec<&'static str> {
         let pins = self.pins.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -189,6 +220,7 @@ pub mod pin {
     pub const HELD_CURSOR: &str = "cursor WITH HOLD";
     pub const ADVISORY_LOCK: &str = "advisory lock";
     pub const REPLICATION: &str = "replication connection";
+    pub const LARGE_STATEMENT: &str = "prepared statement above 256 KiB";
     pub const OTHER: &str = "session state of unknown kind";
 }
 
@@ -208,6 +240,7 @@ impl Database {
             transactions: Counter::default(),
             errors: Counter::default(),
             latency: LatencyHistogram::new(),
+            pool: ArcSwap::default(),
             users: Mutex::new(users),
             schema_changes: AtomicU64::new(0),
             facts_include: AtomicU64::new(0),

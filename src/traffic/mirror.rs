@@ -171,8 +171,8 @@ pub fn pause(shadow: &Arc<ShadowRoute>) -> Pause {
 pub async fn apply(database: Arc<Database>, shadow: Arc<ShadowRoute>) {
     let receiver = shadow.mirror.receiver.lock().unwrap_or_else(PoisonError::into_inner).take();
     let Some(mut receiver) = receiver else { return };
-    // The shadow's own url is asked whether it is there; sessions' roles run the statements.
-    let set_up = "SET default_transaction_read_only = off; SET synchronous_commit = off; SET statement_timeout = '110s'";
+    // A commit that the shadow forgets in a crash is not run again: they wait for its disk.
+    let set_up = "SET default_transaction_read_only = off; SET statement_timeout = '110s'";
     let mut runner = Runner::new(database, shadow.target.clone(), set_up, STATEMENT_LIMIT);
     let mut pauses = shadow.mirror.pauses.subscribe();
     while let Some(queued) = receiver.recv().await {
@@ -199,6 +199,7 @@ enum Outcome {
 
 async fn carry_out(runner: &mut Runner, shadow: &ShadowRoute, transaction: &MirroredTransaction) {
     let mirror = &shadow.mirror;
+    let mut refused = false;
     loop {
         match run(runner, transaction).await {
             Outcome::Applied => return mirror.applied.increment(),
@@ -210,16 +211,21 @@ async fn carry_out(runner: &mut Runner, shadow: &ShadowRoute, transaction: &Mirr
                 return;
             }
             Outcome::Unreachable(reason) => {
-                runner.clear();
+                runner.start_over();
                 // A recording that has ended wants nothing more.
                 if !mirror.is_recording() {
                     return mirror.diverge(reason);
                 }
-                if reachable(shadow).await {
-                    // The server is there: it is this role or this statement.
+                if !reachable(shadow).await {
+                    tokio::time::sleep(RETRY).await;
+                } else if refused {
+                    // The server is there, twice in a row: it is this role or this statement.
                     return mirror.diverge(reason);
+                } else {
+                    refused = true;
+                    continue;
                 }
-                tokio::time::sleep(RETRY).await;
+                refused = false;
             }
         }
     }

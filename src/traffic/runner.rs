@@ -81,6 +81,12 @@ impl Runner {
         self.connections.clear();
     }
 
+    /// Closes everything, and forgets whose log-in was refused.
+    pub fn start_over(&mut self) {
+        self.connections.clear();
+        self.refused.clear();
+    }
+
     /// [`Runner::run`], and once more on a new connection if the old one turns out to have been closed meanwhile. Only for
     /// operations outside a transaction.
     ///

@@ -167,6 +167,11 @@ impl Stage {
         config
     }
 
+    /// Of `listen`.
+    pub fn port(&self) -> u16 {
+        self.listen
+    }
+
     /// A client of the application, through the proxy.
     pub async fn client(&self) -> Client {
         connect(self.url("app", "shop")).await.unwrap()

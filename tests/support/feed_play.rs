@@ -162,6 +162,8 @@ pub async fn catalog(client: &Client) -> Vec<String> {
                UNION ALL SELECT 'schema ' || nspname || pg_get_userbyid(nspowner) || coalesce(nspacl::text, ''), oid FROM pg_namespace WHERE nspname <> 'public'
                UNION ALL SELECT 'function ' || p.oid::regprocedure || md5(prosrc), pronamespace FROM pg_proc p WHERE NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
                UNION ALL SELECT 'extension ' || extname, extnamespace FROM pg_extension
+               UNION ALL SELECT 'type ' || format_type(t.oid, NULL) || coalesce((SELECT string_agg(enumlabel, ',' ORDER BY enumsortorder) FROM pg_enum WHERE enumtypid = t.oid), ''), typnamespace
+                 FROM pg_type t LEFT JOIN pg_class k ON k.oid = t.typrelid WHERE (t.typtype IN ('e', 'd') OR k.relkind = 'c') AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = t.oid AND d.deptype = 'e')
              ) all_of_it JOIN pg_namespace n ON n.oid = relnamespace
              WHERE n.nspname !~ '^(pg_|information_schema|understudy)' ORDER BY 1",
             &[],

@@ -61,8 +61,10 @@ impl Cycle {
     fn bytes(&self) -> usize {
         let pending = self.pending.iter().map(|pending| match pending {
             Pending::Parse { statement, .. } => statement.bytes(),
-            Pending::LargeParse { name } | Pending::Injected { name } | Pending::CloseStatement { name } => name.len() + STATEMENT_BYTES,
-            Pending::ClosePortal => STATEMENT_BYTES,
+            Pending::LargeParse { name } | Pending::Injected { name, .. } | Pending::CloseStatement { name } => {
+                name.len() + STATEMENT_BYTES
+            }
+            Pending::ClosePortal | Pending::InjectedClose => STATEMENT_BYTES,
         });
         let executed = self.executed.iter().map(|executed| executed.operation.bytes());
         size_of::<Cycle>() + pending.sum::<usize>() + executed.sum::<usize>()

@@ -298,11 +298,11 @@ fn large_messages_are_known_by_their_names() {
     talk.client(&[P, S]);
     talk.server(&[(b'1', b""), IDLE]);
     talk.conversation.generation += 1;
-    assert!(talk.conversation.large_message(b'B', b"\0s1\0\0\0").is_some(), "prepared on the new server first");
+    assert!(talk.conversation.large_message(b'B', 300_000, b"\0s1\0\0\0").before.is_some(), "prepared on the new server first");
     talk.client(&[E, S]);
     assert_eq!(talk.server(&[(b'1', b""), (b'2', b""), DONE, IDLE]), "2CZ");
     talk.client(&[(b'C', b"Ss1\0")]);
-    assert!(talk.conversation.large_message(b'P', b"s1\0select").is_none());
+    assert!(talk.conversation.large_message(b'P', 300_000, b"s1\0select").before.is_none());
     talk.client(&[S]);
     talk.server(&[(b'3', b""), (b'1', b""), IDLE]);
     assert!(talk.conversation.statement(b"s1").is_none(), "what it is now is not known");

@@ -1,0 +1,67 @@
+//! Transaction mode (and the bounded session mode) as clients and operators see it: real servers, the real program.
+
+#[path = "pool/ends.rs"]
+mod ends;
+#[path = "proxy/harness.rs"]
+mod harness;
+#[path = "pool/queue.rs"]
+mod queue;
+#[path = "protocol/raw.rs"]
+mod raw;
+#[path = "pool/session_mode.rs"]
+mod session_mode;
+#[path = "pool/stage.rs"]
+mod stage;
+#[path = "pool/statements.rs"]
+mod statements;
+#[path = "pool/states.rs"]
+mod states;
+mod support;
+
+use harness::section;
+use stage::Stage;
+
+/// Two server connections for many clients.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_client_has_follows_it() {
+    let stage = Stage::start("follows", 15, "size = 2", "").await;
+    section("a connection is lent for a transaction", states::lent(&stage)).await;
+    section("settings follow, and stay away from others", states::settings(&stage)).await;
+    section("settings of the start-up hold, and come back after RESET and DISCARD ALL", states::start_up(&stage)).await;
+    section("what pins is said, and released", states::pins(&stage)).await;
+    section("LISTEN hears while idle", states::listen(&stage)).await;
+    section("a ParameterStatus tells of a hidden SET", states::hidden(&stage)).await;
+    section("named statements are prepared where they are missing", statements::named(&stage)).await;
+    section("errors of statements are the server's own", statements::errors(&stage)).await;
+    section("DEALLOCATE, DISCARD ALL and SQL PREPARE", statements::sql(&stage)).await;
+    section("the unnamed statement outlives its transaction", statements::unnamed(&stage)).await;
+    section("a stale plan is prepared again", statements::stale(&stage)).await;
+    section("large and many statements", statements::large(&stage)).await;
+}
+
+/// A pool of one or a few, and more clients than that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_is_shared_in_order_and_left_clean() {
+    let stage = Stage::start("shared", 15, "size = 1\nqueue_timeout = \"60s\"\nserver_idle_timeout = \"1h\"", "").await;
+    section("who waits is served in order, and may be cancelled", queue::order(&stage)).await;
+    section("who waits too long is told why", queue::timeout(&stage)).await;
+    section("a cancel hits its own statement only", queue::cancels(&stage)).await;
+    section("who leaves inside a transaction leaves nothing", ends::leaves(&stage)).await;
+    section("terminated connections are replaced", ends::terminated(&stage)).await;
+    section("PAUSE, RESUME, RECONNECT, RELOAD", ends::operators(&stage)).await;
+    section("lifetime and idle time end connections", ends::ages(&stage)).await;
+    section("a server that is away is waited for", ends::away(&stage)).await;
+}
+
+/// pgbench, 200 clients over five connections.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_clients_over_few_connections() {
+    let stage = Stage::start("many", 15, "size = 5", "").await;
+    section("pgbench in its three modes", queue::pgbench(&stage)).await;
+}
+
+/// Sessions over a bounded pool of whole connections.
+#[tokio::test(flavor = "multi_thread")]
+async fn session_mode_with_a_size() {
+    session_mode::bounded().await;
+}
