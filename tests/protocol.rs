@@ -11,7 +11,7 @@
 //! | 6 CancelRequest | `cancels`, `tests/proxy.rs`, `tests/tls.rs` (`cancel`), `tests/auth.rs` (long keys) |
 //! | 7 leaving after `N`, with and without close_notify, by a reset | `encryption`, `tests/tls.rs` (`leaving`) |
 //! | 8 health checks | `encryption` |
-//! | 9 Unix sockets | towards servers only; clients connect by TCP |
+//! | 9 Unix sockets, peer authentication | `tests/unix_sockets.rs` |
 //! | 10 SASL variants | `tests/auth.rs`, `tests/tls.rs` (`channel_binding`), `auth::scram`; hostile servers: `tests/protocol_fuzz.rs` |
 //! | 11 refusals before authentication, notices and settings during it | `start_up`, `tests/proxy.rs` |
 //! | 12 several statements, 13 empty queries | `simple`, diff; `sql::tests` (the strongest counts) |

@@ -175,7 +175,8 @@ pub async fn run(path: &Path, takeover: bool) -> Result<(), StartError> {
     if let Some(handover) = handover {
         tracing::info!(pid = handover.predecessor.pid, "took over from the running process; it ends when its sessions have ended");
         handover.confirm().await;
-        socket_file = controller.config.load().proxy.unix_socket.as_ref().and_then(|socket| SocketFile::of(&socket.path).ok());
+        socket_file =
+            controller.config.load().proxy.unix_socket.as_ref().and_then(|socket| SocketFile::adopt(&socket.path, socket.mode).ok());
     }
     let succeeded = tokio::select! {
         () = wait_for_the_end(&controller) => false,

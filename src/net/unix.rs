@@ -113,11 +113,16 @@ pub struct SocketFile {
 }
 
 impl SocketFile {
-    /// The one that is there now.
+    /// Of a socket that another process has handed over.
     ///
     /// # Errors
     /// From the operating system.
-    pub fn of(path: &Path) -> io::Result<Self> {
+    pub fn adopt(path: &Path, mode: u32) -> io::Result<Self> {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+        Self::of(path)
+    }
+
+    fn of(path: &Path) -> io::Result<Self> {
         let found = fs::symlink_metadata(path)?;
         Ok(SocketFile { path: path.to_owned(), made: Some((found.dev(), found.ino())) })
     }
