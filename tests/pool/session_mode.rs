@@ -11,7 +11,7 @@ pub async fn bounded() {
     let server = Server::start(15, Options::default()).await.unwrap();
     server.create_database("shop").await.unwrap();
     let text = format!(
-        "[proxy.pool]\nsize = 2\nqueue_timeout = \"400ms\"\n{AUTH}[[database]]\nname = \"shop\"\nsource = \"{}\"\n[[database.user]]\nname = \"app\"\npassword = \"{}\"\n",
+        "[proxy.pool]\nsize = 2\nqueue_timeout = \"5s\"\n{AUTH}[[database]]\nname = \"shop\"\nsource = \"{}\"\n[[database.user]]\nname = \"app\"\npassword = \"{}\"\n",
         url_text(&server.superuser_url("shop")),
         server.app_password().expose()
     );
