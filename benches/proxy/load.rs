@@ -187,7 +187,6 @@ pub async fn idle(target: &Target, server: &Server, clients: usize) -> Result<f6
     tokio::time::sleep(Duration::from_millis(500)).await;
     let after = resident(pid);
     drop((few, many));
-    tokio::time::sleep(Duration::from_secs(2)).await; // the server's processes end
     Ok((after - before) / (clients - 50) as f64)
 }
 

@@ -3,9 +3,9 @@
 //! Rounds are interleaved and medians reported, because a small machine is never the same twice.
 //!
 //! `make bench-proxy` runs it; arguments are words: `rounds=3 seconds=4 clients=1,8,32 modes=simple,extended,prepared
-//! parts=pgbench,shadow,bulk,idle idle=1000`. Two plain numbers are rounds and seconds. Prints tables, writes
-//! target/bench/proxy.json. CPU seconds per million queries (user and system, from /proc) tell more than throughput where
-//! pgbench and PostgreSQL share the cores with what is measured.
+//! parts=pgbench,shadow,bulk,idle idle=1000 pooled_idle=5000` (idle clients in session and in transaction mode). Two plain
+//! numbers are rounds and seconds. Prints tables, writes target/bench/proxy.json. CPU seconds per million queries (user and
+//! system, from /proc) tell more than throughput where pgbench and PostgreSQL share the cores with what is measured.
 
 mod load;
 mod programs;
@@ -13,7 +13,7 @@ mod programs;
 use load::Run;
 use programs::{Fleet, Programs};
 use serde_json::{Value, json};
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, time::Duration};
 use understudy::demo::servers::{Options, Server};
 
 /// What to run.
@@ -24,6 +24,7 @@ struct Plan {
     modes: Vec<String>,
     parts: Vec<String>,
     idle: usize,
+    pooled_idle: usize,
 }
 
 impl Plan {
@@ -36,6 +37,7 @@ impl Plan {
             modes: list("simple,extended,prepared"),
             parts: list("pgbench,shadow,bulk,idle"),
             idle: 1000,
+            pooled_idle: 5000,
         };
         let mut plain = 0;
         for argument in arguments.filter(|argument| !argument.starts_with("--")) {
@@ -44,6 +46,7 @@ impl Plan {
                 Some(("rounds", value)) => plan.rounds = value.parse().map_err(wrong)?,
                 Some(("seconds", value)) => plan.seconds = value.parse().map_err(wrong)?,
                 Some(("idle", value)) => plan.idle = value.parse().map_err(wrong)?,
+                Some(("pooled_idle", value)) => plan.pooled_idle = value.parse().map_err(wrong)?,
                 Some(("clients", value)) => {
                     plan.clients = list(value).iter().map(|n| n.parse().map_err(wrong)).collect::<Result<_, _>>()?
                 }
@@ -209,15 +212,19 @@ async fn bulk(plan: &Plan, fleet: &Fleet, server: &Server) -> Result<Value, Stri
     Ok(Value::Array(rows.collect()))
 }
 
-/// Resident bytes per idle client.
+/// Resident bytes per idle client. One program after the other: in session mode each client has a process of the server.
 async fn idle(plan: &Plan, programs: &Programs<'_>) -> Result<Value, String> {
-    println!("\n{} idle clients: resident bytes each", plan.idle);
+    println!("\nidle clients: resident bytes each");
     let mut rows = Vec::new();
-    let fleet = programs.for_idle(plan.idle)?;
-    for target in fleet.targets.iter().filter(|target| target.pid.is_some()) {
-        let bytes = load::idle(target, programs.server, plan.idle).await?;
-        println!("{:<44} {bytes:>8.0}", target.name);
-        rows.push(json!({"of": target.name, "clients": plan.idle, "bytes_per_client": bytes}));
+    for (mode, clients) in [("session", plan.idle), ("transaction", plan.pooled_idle)] {
+        for name in ["pgbouncer", "understudy"] {
+            let Some(running) = programs.one(name, mode, clients)? else { continue };
+            let bytes = load::idle(&running.target("idle"), programs.server, clients).await?;
+            println!("{:<44} {bytes:>8.0}", format!("{name} {mode} · {clients} clients"));
+            rows.push(json!({"of": [name, mode], "clients": clients, "bytes_per_client": bytes}));
+            drop(running);
+            tokio::time::sleep(Duration::from_secs(2)).await; // the server's processes end
+        }
     }
     Ok(Value::Array(rows))
 }

@@ -9,6 +9,9 @@ use std::{
 };
 use understudy::{config::ServerUrl, demo::servers::Server};
 
+/// Server connections of a pool: more than clients at work.
+const POOL: usize = 40;
+
 /// Where a load can be sent.
 #[derive(Clone, Copy)]
 pub struct Target {
@@ -91,23 +94,25 @@ impl Programs<'_> {
         let direct = Target { name: "direct", port: self.server.port(), pid: None, transactions: false, prepares: true };
         let mut fleet = Fleet { targets: vec![direct], _running: Vec::new() };
         fleet.add("haproxy", self.haproxy()?, |target| target);
-        fleet.add("pgbouncer session", self.pgbouncer("session", 40)?, |target| target);
-        fleet.add("pgbouncer transaction", self.pgbouncer("transaction", 40)?, |target| Target {
+        fleet.add("pgbouncer session", self.pgbouncer("session", POOL)?, |target| target);
+        fleet.add("pgbouncer transaction", self.pgbouncer("transaction", POOL)?, |target| Target {
             transactions: true,
             prepares: false,
             ..target
         });
         fleet.add("understudy session", Some(self.understudy(None)?), |target| target);
-        fleet.add("understudy transaction", Some(self.pooled(40)?), |target| Target { transactions: true, ..target });
+        fleet.add("understudy transaction", Some(self.pooled(POOL)?), |target| Target { transactions: true, ..target });
         Ok(fleet)
     }
 
-    /// Those whose memory per idle client is compared.
-    pub fn for_idle(&self, clients: usize) -> Result<Fleet, String> {
-        let mut fleet = Fleet { targets: Vec::new(), _running: Vec::new() };
-        fleet.add("pgbouncer session", self.pgbouncer("session", clients)?, |target| target);
-        fleet.add("understudy session", Some(self.understudy(None)?), |target| target);
-        Ok(fleet)
+    /// One program for so many clients; `None`: it is not installed.
+    pub fn one(&self, name: &str, mode: &str, clients: usize) -> Result<Option<Running>, String> {
+        match (name, mode) {
+            ("pgbouncer", "session") => self.pgbouncer(mode, clients),
+            ("pgbouncer", _) => self.pgbouncer(mode, POOL),
+            (_, "session") => self.understudy(None).map(Some),
+            _ => self.pooled(POOL).map(Some),
+        }
     }
 
     /// understudy in session mode, with a shadow if there is one.
