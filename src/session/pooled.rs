@@ -3,7 +3,7 @@
 //! before it goes to somebody else.
 
 use super::{
-    conversation::{Conversation, Touched},
+    conversation::{Conversation, Touched, memmem},
     front_door::CancelTarget,
     relay::{CLOSING, DRAIN_LOOK, Next, Relay, TERMINATED, drop_front},
     sockets::Wanted,
@@ -323,6 +323,22 @@ impl Relay {
         pooling.begins_again = true;
         self.forward_server(run);
         self.drop_from_server(header.len);
+        true
+    }
+
+    /// An error of the server, `run` bytes behind the front of its buffer. True: it spoke of a statement by our name, and now
+    /// stands there with the client's.
+    pub(super) fn renames(&mut self, run: usize, header: Header) -> bool {
+        let Some(server) = &mut self.server else { return false };
+        let Some(body) = server.from.get(run + 5..run + header.len) else { return false };
+        let Some((ours, client)) = self.conversation.named_in(body) else { return false };
+        let Some(at) = memmem(body, &ours).filter(|_| memmem(&client, &ours).is_none()) else { return false };
+        let (before, after) = (body.get(..at).unwrap_or_default(), body.get(at + ours.len()..).unwrap_or_default());
+        let mut message = BytesMut::new();
+        put(&mut message, b'E', |b| [before, &client, after].into_iter().for_each(|part| b.extend_from_slice(part)));
+        let rest = server.from.split_off(run);
+        server.from.extend_from_slice(&message);
+        server.from.extend_from_slice(rest.get(header.len..).unwrap_or_default());
         true
     }
 

@@ -97,6 +97,8 @@ pub async fn errors(stage: &Stage) {
             .sync()
             .bind("", "b", &[], &[], &[])
             .execute("", 0),
+        // an error that names the statement names the client's
+        Request::new().bind("", "b", &[], &[Some(b"one too many")], &[]).execute("", 0),
     ];
     for (at, request) in requests.into_iter().enumerate() {
         let syncs = 1 + [0, 3][usize::from(at == 16)];
