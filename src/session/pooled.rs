@@ -305,10 +305,14 @@ impl Relay {
     /// connection is not what the client takes it for; the cycle begins again when the server is ready.
     pub(super) fn begins_again(&mut self, run: usize, header: Header) -> bool {
         let Some(body) = self.server.as_ref().and_then(|server| server.from.get(run + 5..run + header.len)) else { return false };
-        let stale = match field(body, b'C') {
-            Some(b"26000") => true,
-            Some(b"0A000") => field(body, b'R') == Some(b"RevalidateCachedQuery"),
-            _ => false,
+        // columns that are others than the client knows of, it must be told of: by the Describe that it sends, or by this error
+        let (stale, may_repeat) = match field(body, b'C') {
+            Some(b"26000") => (true, true),
+            Some(b"0A000") => {
+                let told = self.pooling.as_ref().is_some_and(|pooling| describes_portal(&pooling.again));
+                (field(body, b'R') == Some(b"RevalidateCachedQuery"), told)
+            }
+            _ => (false, false),
         };
         if !stale {
             return false;
@@ -316,7 +320,7 @@ impl Relay {
         if let Some(known) = &mut self.conversation.known {
             known.clear(); // prepared anew when they are used next
         }
-        let Some(pooling) = self.pooling.as_mut().filter(|pooling| !pooling.again.is_empty()) else { return false };
+        let Some(pooling) = self.pooling.as_mut().filter(|pooling| may_repeat && !pooling.again.is_empty()) else { return false };
         if !self.conversation.is_unanswered() {
             return false;
         }
@@ -621,6 +625,17 @@ fn binds_known(buffer: &[u8], conversation: &Conversation) -> Option<usize> {
         }
     }
     None
+}
+
+/// A whole cycle asks for the columns of what it has bound.
+fn describes_portal(mut cycle: &[u8]) -> bool {
+    while let Ok(Some(header)) = wire::peek(cycle) {
+        if header.tag == b'D' && cycle.get(5) == Some(&b'P') {
+            return true;
+        }
+        cycle = cycle.get(header.len..).unwrap_or_default();
+    }
+    false
 }
 
 /// What must be asked after a transaction.
