@@ -22,6 +22,9 @@ use understudy::config::ServerUrl;
 /// A hanging driver fails instead of waiting for ever.
 const PROGRAMME_MAX: Duration = Duration::from_secs(120);
 
+/// More than one, since a programme's second client may wait for what its first one has locked.
+const POOL: &str = "[proxy.pool]\nsize = 5\n[proxy.auth]\nusers = \"query\"\nrules = [\"host all all 127.0.0.1/32 trust\"]\n";
+
 struct Stage {
     source: Server,
     proxy: Proxy,
@@ -29,9 +32,18 @@ struct Stage {
 
 impl Stage {
     async fn start(name: &str) -> Stage {
+        Stage::start_with(name, "", "").await
+    }
+
+    /// Clients of the proxy share a few server connections.
+    async fn pooled(name: &str) -> Stage {
+        Stage::start_with(name, "pool_mode = \"transaction\"", POOL).await
+    }
+
+    async fn start_with(name: &str, more_of_proxy: &str, before: &str) -> Stage {
         let source = Server::start(15, Options::default()).await.unwrap();
         source.create_database("shop").await.unwrap();
-        let proxy = Proxy::start(name, "", &database_text(&source));
+        let proxy = Proxy::start(name, more_of_proxy, &format!("{before}{}", database_text(&source)));
         Stage { source, proxy }
     }
 
@@ -137,6 +149,15 @@ async fn representative_drivers_see_the_same() {
     pgbench(&stage).await;
 }
 
+/// The same with a transaction pool.
+#[tokio::test(flavor = "multi_thread")]
+async fn representative_drivers_see_the_same_in_a_pool() {
+    let stage = Stage::pooled("drivers-pool").await;
+    alike(&stage, "psycopg 3", 60, || python("psycopg3.py")).await;
+    alike(&stage, "asyncpg", 40, || python("asyncpg_.py")).await;
+    alike(&stage, "node-postgres", 40, || node("node_postgres.cjs")).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn tokio_postgres_sees_the_same() {
     let stage = Stage::start("drivers-tokio").await;
@@ -149,11 +170,16 @@ async fn tokio_postgres_sees_the_same() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs what only `scripts/setup drivers` installs"]
 async fn all_other_drivers_see_the_same() {
-    let stage = Stage::start("drivers-all").await;
-    alike(&stage, "pg8000", 20, || python("pg8000_.py")).await;
-    alike(&stage, "SQLAlchemy", 10, || python("sqlalchemy_.py")).await;
-    alike(&stage, "postgres.js", 18, || node("postgres_js.cjs")).await;
-    alike(&stage, "pgjdbc", 70, || {
+    for stage in [Stage::start("drivers-all").await, Stage::pooled("drivers-all-pool").await] {
+        all_others(&stage).await;
+    }
+}
+
+async fn all_others(stage: &Stage) {
+    alike(stage, "pg8000", 20, || python("pg8000_.py")).await;
+    alike(stage, "SQLAlchemy", 10, || python("sqlalchemy_.py")).await;
+    alike(stage, "postgres.js", 18, || node("postgres_js.cjs")).await;
+    alike(stage, "pgjdbc", 70, || {
         let mut command = Command::new("java");
         command.arg("-cp").arg(installed("java/postgresql.jar")).arg(root().join("tests/drivers/Pgjdbc.java"));
         command

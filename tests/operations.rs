@@ -64,7 +64,22 @@ impl Load {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_process_takes_over_without_an_error() {
+    takes_over(Stage::new().await).await;
+}
+
+/// Two processes, each with a pool of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_process_takes_over_from_pools() {
     let stage = Stage::new().await;
+    stage.edit("proxy.toml", |text| {
+        let pool = "pool_mode = \"transaction\"\n[proxy.pool]\nsize = 3\nqueue_timeout = \"60s\"\n\
+                    [proxy.auth]\nusers = \"query\"\nrules = [\"host all all 127.0.0.1/32 trust\"]\n[[database]]\n";
+        text.replacen("[[database]]\n", pool, 1)
+    });
+    takes_over(stage).await;
+}
+
+async fn takes_over(stage: Stage) {
     let first = stage.start(None).await;
     stage.must("SHADOW START pg18").await;
     stage.wait_streaming().await;

@@ -1,15 +1,25 @@
 //! Transaction mode (and the bounded session mode) as clients and operators see it: real servers, the real program.
 
+#[path = "proxy/conversations.rs"]
+#[allow(dead_code, reason = "the tables of it are used")]
+mod conversations;
 #[path = "pool/ends.rs"]
 mod ends;
+#[path = "pool/follow.rs"]
+mod follow;
 #[path = "proxy/harness.rs"]
 mod harness;
+#[path = "proxy/ownership.rs"]
+mod ownership;
 #[path = "pool/queue.rs"]
 mod queue;
 #[path = "protocol/raw.rs"]
 mod raw;
 #[path = "pool/session_mode.rs"]
 mod session_mode;
+#[path = "proxy/shadow.rs"]
+#[allow(dead_code, reason = "what a frozen shadow costs is measured without a pool")]
+mod shadow;
 #[path = "pool/stage.rs"]
 mod stage;
 #[path = "pool/statements.rs"]
@@ -51,6 +61,29 @@ async fn a_pool_is_shared_in_order_and_left_clean() {
     section("PAUSE, RESUME, RECONNECT, RELOAD", ends::operators(&stage)).await;
     section("lifetime and idle time end connections", ends::ages(&stage)).await;
     section("a server that is away is waited for", ends::away(&stage)).await;
+}
+
+/// One source of 15 and a shadow of 18: what holds of sessions that have a server connection each holds here too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shadow_helps_pooled_sessions() {
+    let pair = shadow::Pair::start_with("pool-shadow", "pool_mode = \"transaction\"", &follow::pool(3), "").await;
+    section("served reads come from the shadow", shadow::served(&pair)).await;
+    section("a failing shadow falls back", shadow::falls_back(&pair)).await;
+    section("session settings hold for served reads", shadow::settings(&pair)).await;
+    section("what is not a pure read is never served", shadow::never_served(&pair)).await;
+    section("nobody reads backwards while the feed is held", shadow::no_stale_reads(&pair)).await;
+    section("a corrupted row is found, moving rows are not", shadow::compared(&pair)).await;
+    section("sampled, served and rehearsed at once", follow::everything(&pair)).await;
+}
+
+/// The same pair: sessions live through a cutover and back.
+#[tokio::test(flavor = "multi_thread")]
+async fn pools_follow_cutover_and_rollback() {
+    let pair = shadow::Pair::start_with("pool-ownership", "pool_mode = \"transaction\"", &follow::pool(5), follow::TABLES).await;
+    section("a session that cannot move is named", ownership::named_obstacle(&pair)).await;
+    section("a dry run changes nothing", ownership::dry_run(&pair)).await;
+    section("pinned sessions move and come back", ownership::live_sessions(&pair)).await;
+    section("many clients of few connections move and come back", follow::crowd(&pair)).await;
 }
 
 /// pgbench, 200 clients over five connections.

@@ -27,6 +27,7 @@ mod naming;
 mod touched;
 
 pub use memory::Memory;
+pub use naming::memmem;
 pub use touched::Touched;
 
 /// Prepared statements remembered per session, so that they can be prepared again elsewhere; beyond it a session counts as
@@ -105,6 +106,8 @@ pub struct Cycle {
     /// Some of it has been answered.
     answered: bool,
     pending: VecDeque<Pending>,
+    /// Statements that have another name on the server, and the client's, as its messages refer to them.
+    named: Vec<(StatementKey, Bytes)>,
     /// What it ran, in order; empty unless copies are wanted.
     pub executed: Vec<Executed>,
     /// How many statements it ran.
@@ -145,6 +148,7 @@ impl Cycle {
             copies_ended: [0; 2],
             answered: false,
             pending: VecDeque::new(),
+            named: Vec::new(),
             executed: Vec::new(),
             ran: 0,
             several: false,

@@ -3,7 +3,7 @@
 //! before it goes to somebody else.
 
 use super::{
-    conversation::{Conversation, Touched},
+    conversation::{Conversation, Touched, memmem},
     front_door::CancelTarget,
     relay::{CLOSING, DRAIN_LOOK, Next, Relay, TERMINATED, drop_front},
     sockets::Wanted,
@@ -305,10 +305,14 @@ impl Relay {
     /// connection is not what the client takes it for; the cycle begins again when the server is ready.
     pub(super) fn begins_again(&mut self, run: usize, header: Header) -> bool {
         let Some(body) = self.server.as_ref().and_then(|server| server.from.get(run + 5..run + header.len)) else { return false };
-        let stale = match field(body, b'C') {
-            Some(b"26000") => true,
-            Some(b"0A000") => field(body, b'R') == Some(b"RevalidateCachedQuery"),
-            _ => false,
+        // columns that are others than the client knows of, it must be told of: by the Describe that it sends, or by this error
+        let (stale, may_repeat) = match field(body, b'C') {
+            Some(b"26000") => (true, true),
+            Some(b"0A000") => {
+                let told = self.pooling.as_ref().is_some_and(|pooling| describes_portal(&pooling.again));
+                (field(body, b'R') == Some(b"RevalidateCachedQuery"), told)
+            }
+            _ => (false, false),
         };
         if !stale {
             return false;
@@ -316,13 +320,29 @@ impl Relay {
         if let Some(known) = &mut self.conversation.known {
             known.clear(); // prepared anew when they are used next
         }
-        let Some(pooling) = self.pooling.as_mut().filter(|pooling| !pooling.again.is_empty()) else { return false };
+        let Some(pooling) = self.pooling.as_mut().filter(|pooling| may_repeat && !pooling.again.is_empty()) else { return false };
         if !self.conversation.is_unanswered() {
             return false;
         }
         pooling.begins_again = true;
         self.forward_server(run);
         self.drop_from_server(header.len);
+        true
+    }
+
+    /// An error of the server, `run` bytes behind the front of its buffer. True: it spoke of a statement by our name, and now
+    /// stands there with the client's.
+    pub(super) fn renames(&mut self, run: usize, header: Header) -> bool {
+        let Some(server) = &mut self.server else { return false };
+        let Some(body) = server.from.get(run + 5..run + header.len) else { return false };
+        let Some((ours, client)) = self.conversation.named_in(body) else { return false };
+        let Some(at) = memmem(body, &ours).filter(|_| memmem(&client, &ours).is_none()) else { return false };
+        let (before, after) = (body.get(..at).unwrap_or_default(), body.get(at + ours.len()..).unwrap_or_default());
+        let mut message = BytesMut::new();
+        put(&mut message, b'E', |b| [before, &client, after].into_iter().for_each(|part| b.extend_from_slice(part)));
+        let rest = server.from.split_off(run);
+        server.from.extend_from_slice(&message);
+        server.from.extend_from_slice(rest.get(header.len..).unwrap_or_default());
         true
     }
 
@@ -605,6 +625,17 @@ fn binds_known(buffer: &[u8], conversation: &Conversation) -> Option<usize> {
         }
     }
     None
+}
+
+/// A whole cycle asks for the columns of what it has bound.
+fn describes_portal(mut cycle: &[u8]) -> bool {
+    while let Ok(Some(header)) = wire::peek(cycle) {
+        if header.tag == b'D' && cycle.get(5) == Some(&b'P') {
+            return true;
+        }
+        cycle = cycle.get(header.len..).unwrap_or_default();
+    }
+    false
 }
 
 /// What must be asked after a transaction.

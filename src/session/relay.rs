@@ -613,6 +613,9 @@ impl Relay {
                         run = 0;
                         continue;
                     }
+                    if self.pooling.is_some() && self.renames(run, header) {
+                        continue;
+                    }
                     self.database.errors.increment();
                 }
                 b'S' => {

@@ -97,6 +97,8 @@ pub async fn errors(stage: &Stage) {
             .sync()
             .bind("", "b", &[], &[], &[])
             .execute("", 0),
+        // an error that names the statement names the client's
+        Request::new().bind("", "b", &[], &[Some(b"one too many")], &[]).execute("", 0),
     ];
     for (at, request) in requests.into_iter().enumerate() {
         let syncs = 1 + [0, 3][usize::from(at == 16)];
@@ -220,6 +222,12 @@ pub async fn stale(stage: &Stage) {
     one.send(&go("bent").sync().bind("", "bent", &[], &[], &[]).execute("", 0).sync().0).await;
     one.until_ready(2).await;
     assert_eq!(tags(&run(&mut one, go("bent")).await), "2TDCZ");
+    // who does not ask for the columns believes in those that it knows: the error is the client's, as from a server
+    let mut known = stage.raw().await;
+    run(&mut known, Request::new().parse("known", "SELECT * FROM bent ORDER BY a", &[]).describe(b'S', "known")).await;
+    admin.batch_execute("ALTER TABLE bent ADD e int").await.unwrap();
+    let seen = run(&mut known, Request::new().bind("", "known", &[], &[], &[]).execute("", 0)).await;
+    assert_eq!(codes(&seen), ["0A000"]);
     assert_eq!(ask(&stage.client().await, "SELECT count(*) FROM bent").await, "1");
 }
 

@@ -33,20 +33,25 @@ pub struct Pair {
 
 impl Pair {
     pub async fn start(name: &str) -> Pair {
+        Pair::start_with(name, "", "", "").await
+    }
+
+    /// `more_of_proxy`: lines of `[proxy]`; `before`: between them and the database; `tables`: SQL of more of them.
+    pub async fn start_with(name: &str, more_of_proxy: &str, before: &str, tables: &str) -> Pair {
         let source = Server::start(15, Options::default()).await.unwrap();
         let shadow = Server::start_like(&source, 18, Options::default()).await.unwrap();
         source.create_database("shop").await.unwrap();
         shadow.create_database("shop").await.unwrap();
-        connect(&source.app_url("shop")).await.batch_execute(&format!("{SCHEMA}{MORE}")).await.unwrap();
+        connect(&source.app_url("shop")).await.batch_execute(&format!("{SCHEMA}{MORE}{tables}")).await.unwrap();
         // Limits far out of reach: these tests break the shadow on purpose and look at what sessions do, not at the judge.
         let text = format!(
-            "{}\n[[database.shadow]]\nname = \"pg18\"\nurl = \"{}\"\nmirror_writes = \"off\"\nsample_reads = 0.0\nserve_reads = 0.0\n\
+            "{before}{}\n[[database.shadow]]\nname = \"pg18\"\nurl = \"{}\"\nmirror_writes = \"off\"\nsample_reads = 0.0\nserve_reads = 0.0\n\
              hedge_after = \"2s\"\n[database.shadow.revert]\nmin_requests = 1000000\nerror_rate = 100.0\nmismatch_rate = 100.0\n\
              latency_ratio = 100000.0\nmax_lag = \"1h\"\n",
             database_text(&source),
             url_text(&shadow.superuser_url("shop"))
         );
-        let proxy = Proxy::start(name, "shadow_memory = \"1MB\"", &text);
+        let proxy = Proxy::start(name, &format!("shadow_memory = \"1MB\"\n{more_of_proxy}"), &text);
         proxy.rows("SHADOW START pg18").await;
         let pair = Pair { proxy, source, shadow };
         pair.in_step().await;

@@ -4,7 +4,7 @@
 //! The server itself says what goes wrong: a name that the client has not prepared is passed on as it is, and does not exist
 //! there either; a name that it prepares twice exists there, because we put one there first.
 
-use super::{Conversation, Forward, Pending, Statement};
+use super::{Conversation, Forward, OPERATIONS_MAX, Pending, Statement};
 use crate::{
     pool::{Known, StatementKey},
     sql::{Class, SessionEffect},
@@ -41,6 +41,11 @@ fn put_close(bytes: &mut BytesMut, name: &[u8]) {
         b.extend_from_slice(b"S");
         put_cstr(b, name);
     });
+}
+
+/// Where a text stands in another.
+pub fn memmem(text: &[u8], wanted: &[u8]) -> Option<usize> {
+    text.windows(wanted.len()).position(|part| part == wanted)
 }
 
 impl Conversation {
@@ -126,7 +131,18 @@ impl Conversation {
             cycle.unanswered += 1;
             cycle.pending.push_back(Pending::Injected { name: Bytes::copy_from_slice(name), key: Some(key) });
         }
+        let named = &mut self.open().named;
+        if named.len() < OPERATIONS_MAX && !named.iter().any(|(known, _)| *known == key) {
+            named.push((key, statement.parse.name.clone()));
+        }
         Some((bytes, key.name()))
+    }
+
+    /// The client's name of a statement whose name on the server stands in an error for the cycle that is being answered,
+    /// and that one.
+    pub fn named_in(&self, error: &[u8]) -> Option<(Bytes, Bytes)> {
+        let named = self.cycles.front()?.named.iter();
+        named.map(|(key, name)| (key.name(), name.clone())).find(|(on_server, _)| memmem(error, on_server).is_some())
     }
 
     /// Closes what must not be there when this statement is prepared: itself, and whom it displaces.
