@@ -39,7 +39,7 @@ bench-feed: setup-bench ## copy, catch-up and live lag against pg_dump, pgcopydb
 	@cargo bench --locked --quiet --bench feed -- $(BENCH_ARGS)
 
 crash-feed: setup ## kill feed, source and shadow at random moments, compare every row (ROUNDS=300 SEED=…)
-	@UNDERSTUDY_ROUNDS=$(or $(ROUNDS),300) $(if $(SEED),UNDERSTUDY_SEED=$(SEED)) \
+	@UNDERSTUDY_ROUNDS=$(or $(ROUNDS),300) UNDERSTUDY_SEED=$(or $(SEED),random) \
 		cargo test --locked --quiet --test feed_crash -- --nocapture
 
 test: setup format lint unit docs ## what CI runs: format, lint, all tests, documentation

@@ -96,7 +96,7 @@ impl Applier {
             // Where the catalog is looked at, rows come before the change that explains them: theirs is the newer shape.
             let expected = self.shared.polled.load(Ordering::Acquire)
                 && self.shared.repository.proposal(proposal).is_ok_and(|proposal| proposal.draft.kind == HELD_KIND);
-            if !expected {
+            if !expected || replay_would_compute(sql) {
                 self.ask_for_copy(&table, None).await?;
             }
         }
@@ -199,5 +199,32 @@ impl Applier {
             }
         }
         Ok(())
+    }
+}
+
+/// Rows that waited may be older than a column, and then have in it what the owner froze. Replayed without that column they would
+/// get the follower's default: the same where it is a constant, another where it is computed or has been taken away.
+fn replay_would_compute(sql: &str) -> bool {
+    let computed = |expression: &str| expression.contains('(') || expression.starts_with("CURRENT_") || expression.starts_with("LOCALTIME");
+    sql.ends_with(" DROP DEFAULT") || sql.split_once(" SET DEFAULT ").is_some_and(|(_, expression)| computed(expression))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_that_a_replay_would_compute() {
+        let column = r#"ALTER TABLE "public"."t" ALTER COLUMN "c""#;
+        for (action, expected) in [
+            ("SET DEFAULT now()", true),
+            ("SET DEFAULT CURRENT_TIMESTAMP", true),
+            ("DROP DEFAULT", true),
+            ("SET DEFAULT 7", false),
+            ("SET DEFAULT 't'::text", false),
+            ("SET NOT NULL", false),
+        ] {
+            assert_eq!(replay_would_compute(&format!("{column} {action}")), expected, "{action}");
+        }
     }
 }

@@ -123,9 +123,13 @@ pub async fn assert_equal(owner: &Client, follower: &Client, when: &str) {
     }
 }
 
-/// A seed from `UNDERSTUDY_SEED`, or a fresh one; printed, so that a failure can be played again.
+/// A seed from `UNDERSTUDY_SEED` (a number, or `random`), or always the same; printed, so that a failure can be played again.
 pub fn seed(test: &str) -> u64 {
-    let seed = std::env::var("UNDERSTUDY_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
+    let seed = match std::env::var("UNDERSTUDY_SEED") {
+        Ok(text) if text == "random" => fastrand::u64(..),
+        Ok(text) => text.parse().expect("UNDERSTUDY_SEED is a number, or random"),
+        Err(_) => 2026_11_23, // `make test` plays the same every time; long runs look further
+    };
     println!("{test}: UNDERSTUDY_SEED={seed}");
     seed
 }
