@@ -90,7 +90,7 @@ pub fn verdict(health: &Health, limits: &RevertConfig) -> Option<String> {
     }
     for slow in health.slow {
         let expected = slow.share.of as f64 * slow.tail;
-        let many = slow.share.above as f64 > expected + CONFIDENCE * expected.sqrt() + 1.0;
+        let many = slow.share.above as f64 > expected + CONFIDENCE * expected.sqrt();
         if enough(slow.share.of) && enough(health.owner.count) && many {
             let ratio = health.shadow.p99_us as f64 / health.owner.p99_us.max(1) as f64;
             return Some(format!(
@@ -143,14 +143,14 @@ pub(super) mod tests {
             different: 1,
             owner: latency(1000, 4000),
             shadow: latency(1000, 8000),
-            slow: slow_p99(20, 1000),
+            slow: slow_p99(19, 1000),
             lag: Duration::from_secs(5),
         };
         assert_eq!(verdict(&healthy, &limits()), None, "at the limit is still healthy");
         for (health, word) in [
             (Health { errors: 11, ..healthy }, "error rate"),
             (Health { different: 2, ..healthy }, "mismatch rate"),
-            (Health { slow: slow_p99(21, 1000), ..healthy }, "latency ratio"),
+            (Health { slow: slow_p99(20, 1000), ..healthy }, "latency ratio"),
             (Health { lag: Duration::from_millis(5001), ..healthy }, "lag"),
         ] {
             let reason = verdict(&health, &limits());
