@@ -175,7 +175,8 @@ impl Applier {
             .collect())
     }
 
-    /// Forgets what was spooled for tables that a person has just dropped, in the open transaction.
+    /// Forgets that tables were set aside, and what was spooled for them (it has been replayed, or a person has just dropped them), in the
+    /// open transaction.
     pub(super) async fn forget_spools(&self, tables: &[TableName]) -> Result<(), CdcError> {
         for table in tables {
             for place in ["spool", "held_table"] {

@@ -18,7 +18,7 @@ use super::{
     install, mapped,
     names::{SCHEMA, ident, literal, qualified},
     roles, sequences, session,
-    shared::{HeldState, Phase, Shared, TableName, lock},
+    shared::{HeldState, Phase, Shared, TableName},
 };
 use crate::{
     backend::Connection,
@@ -27,12 +27,7 @@ use crate::{
 };
 use bytes::Bytes;
 use futures_util::{SinkExt, TryStreamExt};
-use std::{
-    collections::BTreeSet,
-    pin::pin,
-    sync::atomic::Ordering,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, pin::pin, sync::atomic::Ordering, time::Duration};
 use tokio_postgres::Client;
 
 /// A transaction that has written and stays open longer than this holds up the creation of the slot: it is named.
@@ -312,34 +307,39 @@ impl Ends<'_> {
             .map(|_| ())
     }
 
-    /// The fact that makes the copy valid: from here on a restart goes on with the stream.
     async fn complete(&self, consistent: Lsn) -> Result<(), CdcError> {
-        let Ends { shared, follower, .. } = self;
-        let feed = literal(&shared.feed);
-        let row = follower
-            .query_one(
-                &format!(
-                    "WITH parts AS (DELETE FROM {SCHEMA}.copy_part WHERE feed = {feed}), steps AS (DELETE FROM {SCHEMA}.copy_step WHERE feed = {feed}),
-                          schemas AS (DELETE FROM {SCHEMA}.copy_schema WHERE feed = {feed}),
-                          stored AS (UPDATE {SCHEMA}.progress SET phase = 'streaming', at = now()
-                                     WHERE feed = {feed} AND phase = 'loading' AND end_lsn = $1::text::pg_lsn RETURNING 1)
-                     SELECT count(*) FROM stored"
-                ),
-                &[&consistent.to_string()],
-            )
-            .await
-            .attempt("store the feed's progress")?;
-        if row.get::<_, i64>(0) != 1 {
-            return Err(CdcError::Protocol("the feed's progress vanished during the copy".into()));
-        }
-        *lock(&shared.copy.ended) = Some(Instant::now());
-        shared.copy.done.store(true, Ordering::Relaxed);
+        let shared = self.shared;
+        self.start_streaming("loading", consistent).await?;
         let state = shared.state().copy;
         shared.event(
             Severity::Info,
             "the copy is complete; the change stream follows from its snapshot",
             serde_json::json!({"tables": state.tables, "rows": state.rows, "bytes": state.bytes, "seconds": state.seconds}),
         );
+        Ok(())
+    }
+
+    /// The fact that makes the rows valid: a restart goes on with the stream from here on, and not with what `phase` says.
+    pub(super) async fn start_streaming(&self, phase: &str, consistent: Lsn) -> Result<(), CdcError> {
+        let feed = literal(&self.shared.feed);
+        let row = self
+            .follower
+            .query_one(
+                &format!(
+                    "WITH parts AS (DELETE FROM {SCHEMA}.copy_part WHERE feed = {feed}), steps AS (DELETE FROM {SCHEMA}.copy_step WHERE feed = {feed}),
+                          schemas AS (DELETE FROM {SCHEMA}.copy_schema WHERE feed = {feed}),
+                          stored AS (UPDATE {SCHEMA}.progress SET phase = 'streaming', at = now()
+                                     WHERE feed = {feed} AND phase = $2 AND end_lsn = $1::text::pg_lsn RETURNING 1)
+                     SELECT count(*) FROM stored"
+                ),
+                &[&consistent.to_string(), &phase],
+            )
+            .await
+            .attempt("store the feed's progress")?;
+        if row.get::<_, i64>(0) != 1 {
+            return Err(CdcError::Protocol(format!("the feed's progress (phase {phase}) vanished meanwhile")));
+        }
+        self.shared.copy.end();
         Ok(())
     }
 }

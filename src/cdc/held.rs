@@ -510,15 +510,7 @@ impl Applier {
                 break;
             }
         }
-        for place in ["spool", "held_table"] {
-            self.client
-                .execute(
-                    &format!("DELETE FROM understudy.{place} WHERE feed = $1 AND schema_name = $2 AND table_name = $3"),
-                    &[&self.shared.feed, &table.0, &table.1],
-                )
-                .await
-                .attempt("forget spooled changes")?;
-        }
+        self.forget_spools(std::slice::from_ref(table)).await?;
         Ok(count)
     }
 }

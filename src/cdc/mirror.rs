@@ -20,7 +20,6 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{Arc, Mutex, atomic::Ordering},
-    time::Instant,
 };
 use tokio_postgres::Client;
 
@@ -89,8 +88,7 @@ pub(super) async fn run(shared: &Shared, boundary: &Arc<dyn Boundary>) -> Result
     let ends = Ends { shared, owner, follower, versions: (version, target_version) };
     copy(&ends, boundary).await?;
     boundary.ready();
-    *lock(&shared.copy.ended) = Some(Instant::now());
-    shared.copy.done.store(true, Ordering::Relaxed);
+    shared.copy.end();
     let state = shared.state().copy;
     shared.event(
         Severity::Info,

@@ -28,7 +28,6 @@ use crate::{
 use std::{
     collections::{BTreeSet, VecDeque},
     sync::{Mutex, atomic::Ordering},
-    time::Instant,
 };
 use tokio_postgres::Client;
 
@@ -254,27 +253,9 @@ async fn worker(
     }
 }
 
-/// From here on a restart goes on with the stream.
 async fn complete(ends: &Ends<'_>, consistent: Lsn, tally: &Tally) -> Result<(), CdcError> {
-    let Ends { shared, follower, .. } = ends;
-    let feed = literal(&shared.feed);
-    let row = follower
-        .query_one(
-            &format!(
-                "WITH parts AS (DELETE FROM {SCHEMA}.copy_part WHERE feed = {feed}),
-                      stored AS (UPDATE {SCHEMA}.progress SET phase = 'streaming', at = now()
-                                 WHERE feed = {feed} AND phase = '{PHASE}' AND end_lsn = $1::text::pg_lsn RETURNING 1)
-                 SELECT count(*) FROM stored"
-            ),
-            &[&consistent.to_string()],
-        )
-        .await
-        .attempt("store the feed's progress")?;
-    if row.get::<_, i64>(0) != 1 {
-        return Err(CdcError::Protocol("the feed's progress vanished during the resync".into()));
-    }
-    *lock(&shared.copy.ended) = Some(Instant::now());
-    shared.copy.done.store(true, Ordering::Relaxed);
+    let shared = ends.shared;
+    ends.start_streaming(PHASE, consistent).await?;
     shared.event(
         Severity::Info,
         "the resync is complete: the follower equals the owner again, and the change stream follows",

@@ -111,6 +111,12 @@ impl CopyProgress {
         *lock(&self.ended) = None;
     }
 
+    /// Nothing more is copied.
+    pub fn end(&self) {
+        *lock(&self.ended) = Some(Instant::now());
+        self.done.store(true, Ordering::Relaxed);
+    }
+
     fn state(&self) -> CopyState {
         let started = *lock(&self.started);
         let ended = *lock(&self.ended);

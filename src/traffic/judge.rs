@@ -47,9 +47,8 @@ pub struct Slow {
     pub share: SlowShare,
 }
 
-/// Compares the two sides' windows.
-pub fn slow(owner: &Window, shadow: &Window, limits: &RevertConfig, now: Instant) -> [Slow; TAILS.len()] {
-    let count = owner.summary(now).count;
+/// Compares the two sides' windows; the owner's has `count` latencies.
+pub fn slow(owner: &Window, count: u64, shadow: &Window, limits: &RevertConfig, now: Instant) -> [Slow; TAILS.len()] {
     TAILS.map(|tail| {
         let at_most_us = owner.value_at(at_most(tail, count), now);
         let from_us = ((at_most_us as f64 * limits.latency_ratio) as u64).max(limits.latency_floor.as_micros() as u64);
@@ -181,7 +180,7 @@ pub(super) mod tests {
         let from_us = |us: u64| {
             let (owner, shadow) = (Window::new(Duration::from_secs(2)), Window::new(Duration::from_secs(2)));
             (0..1_000).for_each(|_| owner.record(Duration::from_micros(us), start));
-            slow(&owner, &shadow, &limits(), start).map(|slow| slow.from_us)
+            slow(&owner, 1_000, &shadow, &limits(), start).map(|slow| slow.from_us)
         };
         assert_eq!(from_us(100), [5_000, 5_000], "a ratio of two tiny latencies is noise");
         assert!(from_us(10_000).iter().all(|us| us.abs_diff(20_000) <= 400));

@@ -239,11 +239,12 @@ impl Observations {
     pub fn health(&self, lag: Duration, limits: &RevertConfig, now: Instant) -> (Health, Option<Instant>) {
         let recent = lock(&self.window);
         let newest = recent.number(now);
+        let owner = recent.owner.summary(now);
         let mut health = Health {
             lag,
-            owner: recent.owner.summary(now),
+            owner,
             shadow: recent.shadow.summary(now),
-            slow: judge::slow(&recent.owner, &recent.shadow, limits, now),
+            slow: judge::slow(&recent.owner, owner.count, &recent.shadow, limits, now),
             ..Health::default()
         };
         let mut first_bad = None;
