@@ -154,12 +154,16 @@ async fn run_deferred(shared: Arc<Shared>) -> Result<(), CdcError> {
         let mut again = false;
         for row in &rows {
             let (id, proposal, stored): (i64, i64, Vec<String>) = (row.get(0), row.get(1), row.get(2));
-            // Renames of the owner are followed there.
-            let revised = shared.repository.proposal(proposal).ok().filter(|one| one.state == ProposalState::Pending);
-            let statements = match revised {
-                Some(proposal) if proposal.draft.kind == "create_index" => as_it_is_now(&shared, proposal).await?,
-                Some(proposal) => proposal.draft.sql,
-                None => stored,
+            let statements = match shared.repository.proposal(proposal) {
+                // Decided before a crash, or by a person before the statements were stored.
+                Ok(decided) if decided.state != ProposalState::Pending => {
+                    forget(&follower, id).await?;
+                    continue;
+                }
+                // Renames of the owner are followed there.
+                Ok(proposal) if proposal.draft.kind == "create_index" => as_it_is_now(&shared, proposal).await?,
+                Ok(proposal) => proposal.draft.sql,
+                Err(_) => stored,
             };
             let sql = statements.join(";\n");
             let mut result = Ok(());
@@ -198,10 +202,11 @@ async fn run_deferred(shared: Arc<Shared>) -> Result<(), CdcError> {
                 Err(error) => (ProposalState::Failed, describe(error)),
             };
             attempts.remove(&id);
-            follower.execute("DELETE FROM understudy.deferred WHERE id = $1", &[&id]).await.attempt("forget a stored statement")?;
+            // First the decision: what is neither stored nor decided is a person's to run.
             if let Err(error) = shared.repository.decide(proposal, state, "policy", &sql, &note) {
                 tracing::error!(%error, proposal, "cannot record the decision about a proposal");
             }
+            forget(&follower, id).await?;
             if state == ProposalState::Failed {
                 shared.event(
                     Severity::Alert,
@@ -219,6 +224,11 @@ async fn run_deferred(shared: Arc<Shared>) -> Result<(), CdcError> {
             () = sleep(CHORE_PERIOD) => {}
         }
     }
+}
+
+async fn forget(follower: &tokio_postgres::Client, id: i64) -> Result<(), CdcError> {
+    follower.execute("DELETE FROM understudy.deferred WHERE id = $1", &[&id]).await.attempt("forget a stored statement")?;
+    Ok(())
 }
 
 /// A constraint that the owner has renamed before it was validated here has another name than the statement: those that the owner
@@ -247,7 +257,7 @@ async fn validate_renamed(shared: &Shared, follower: &tokio_postgres::Client) ->
 }
 
 /// The statements of an index with the definition that the owner's has now: columns may have been renamed meanwhile.
-async fn as_it_is_now(shared: &Shared, proposal: Proposal) -> Result<Vec<String>, CdcError> {
+pub(super) async fn as_it_is_now(shared: &Shared, proposal: Proposal) -> Result<Vec<String>, CdcError> {
     let known = shared.adapter.known().await?;
     let undone = |name: &str| proposal.draft.undo.iter().any(|sql| sql.starts_with("DROP INDEX ") && sql.ends_with(name));
     let found = known.tables.values().find_map(|table| {
@@ -271,16 +281,19 @@ fn is_missing(error: &tokio_postgres::Error) -> bool {
 }
 
 /// An index was built that the owner no longer has: when it was dropped there, there was nothing to drop here.
-async fn dropped_meanwhile(shared: &Shared, proposal: i64) -> Result<bool, CdcError> {
+pub(super) async fn dropped_meanwhile(shared: &Shared, proposal: i64) -> Result<bool, CdcError> {
     let Ok(proposal) = shared.repository.proposal(proposal) else { return Ok(false) };
     let Some(undo) = proposal.draft.undo.iter().find(|sql| sql.starts_with("DROP INDEX ")) else { return Ok(false) };
     let known = shared.adapter.known().await?;
-    let mut indexes = known.tables.values().flat_map(|table| table.indexes.iter().map(|index| qualified(&table.schema, &index.name)));
+    let mut indexes = known.tables.values().flat_map(|table| {
+        let (schema, _) = shared.spec.name_here(&(table.schema.clone(), table.name.clone()));
+        table.indexes.iter().map(move |index| qualified(&schema, &index.name))
+    });
     Ok(!indexes.any(|name| undo.ends_with(&name)))
 }
 
 /// An index that was not built to its end is in the way of the next attempt.
-async fn undo_half(shared: &Shared, follower: &tokio_postgres::Client, proposal: i64) {
+pub(super) async fn undo_half(shared: &Shared, follower: &tokio_postgres::Client, proposal: i64) {
     let Ok(proposal) = shared.repository.proposal(proposal) else { return };
     for sql in proposal.draft.undo.iter().filter(|sql| sql.starts_with("DROP INDEX ")) {
         if let Err(error) = follower.batch_execute(sql).await {
