@@ -87,7 +87,8 @@ pub(super) struct Group {
     pub changes: u64,
     /// Commit times of its transactions.
     commits_us: Vec<i64>,
-    markers: Vec<String>,
+    /// With the end of the transaction of each, which is known at its commit.
+    markers: Vec<(String, Option<Lsn>)>,
     /// Position of the commit record of the transaction being read.
     pub commit_lsn: Lsn,
     end: Lsn,
@@ -271,6 +272,7 @@ impl Applier {
             match message {
                 Message::Commit { end_lsn, commit_us, .. } => {
                     group.end = end_lsn;
+                    group.markers.iter_mut().for_each(|(_, end)| *end = end.or(Some(end_lsn)));
                     group.commits_us.push(commit_us);
                     return Ok(true);
                 }
@@ -284,7 +286,7 @@ impl Applier {
                 Message::Logical { transactional: true, prefix, content, lsn } => {
                     if prefix == MARKER_PREFIX.as_bytes() {
                         let id = String::from_utf8_lossy(&content).into_owned();
-                        group.markers.push(id);
+                        group.markers.push((id, None));
                     } else if prefix == DDL_PREFIX && !known && self.start.marker.is_none() {
                         self.adapt(group, &content, lsn).await?;
                     }
@@ -382,7 +384,7 @@ impl Applier {
     async fn commit(&mut self, mut group: Group) -> Result<(), CdcError> {
         self.flush(&mut group).await?;
         let reached = match &self.start.marker {
-            Some(marker) if group.markers.contains(marker) => true,
+            Some(marker) if group.markers.iter().any(|(id, _)| id == marker) => true,
             Some(_) => return Ok(()),
             None => false,
         };
@@ -431,8 +433,8 @@ impl Applier {
         for (id, sql) in &group.decided {
             self.decide(*id, ProposalState::AutoApplied, "policy", sql, "");
         }
-        for marker in &group.markers {
-            self.shared.marker_seen(marker, group.end);
+        for (marker, end) in &group.markers {
+            self.shared.marker_seen(marker, end.unwrap_or(group.end));
         }
         if group.chores {
             self.shared.chores.notify_one();
