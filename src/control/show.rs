@@ -463,6 +463,7 @@ impl Controller {
                         Value::Null,
                         Value::Null,
                         Value::Null,
+                        Value::Null,
                     ]));
                     continue;
                 };
@@ -482,6 +483,7 @@ impl Controller {
                         field("source"),
                         field("shadow"),
                         field("proposal"),
+                        field("changes_soon"),
                     ]));
                 }
             }
@@ -494,9 +496,10 @@ impl Controller {
                 Value::Null,
                 Value::Null,
                 Value::Null,
+                Value::Null,
             ]));
         }
-        Ok(table(&["shadow", "object", "kind", "source_has", "shadow_has", "proposal"], rows))
+        Ok(table(&["shadow", "object", "kind", "source_has", "shadow_has", "proposal", "changes_soon"], rows))
     }
 
     fn show_proposals(&self) -> Result<Answer, CommandError> {
