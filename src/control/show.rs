@@ -465,6 +465,7 @@ impl Controller {
                         Value::Null,
                         Value::Null,
                         Value::Null,
+                        Value::Null,
                     ]));
                     continue;
                 };
@@ -484,6 +485,7 @@ impl Controller {
                         field("source"),
                         field("shadow"),
                         field("proposal"),
+                        field("changes_soon"),
                     ]));
                 }
             }
@@ -496,9 +498,10 @@ impl Controller {
                 Value::Null,
                 Value::Null,
                 Value::Null,
+                Value::Null,
             ]));
         }
-        Ok(table(&["shadow", "object", "kind", "source_has", "shadow_has", "proposal"], rows))
+        Ok(table(&["shadow", "object", "kind", "source_has", "shadow_has", "proposal", "changes_soon"], rows))
     }
 
     fn show_proposals(&self) -> Result<Answer, CommandError> {
