@@ -77,6 +77,10 @@ impl Relay {
             if shadow.serve_reads.get() <= 0.0 {
                 continue;
             }
+            if shadow.holds_back(class.fingerprint) {
+                shadow.observations.fallback_reasons.count("not proven yet: the ladder moves other statements first");
+                continue;
+            }
             shadow.observations.candidates.increment();
             let attached = self.attachments.get(&shadow.target).is_some();
             if !attached {
