@@ -411,15 +411,9 @@ async fn settle(feed: &Feed, owner: &Client, repository: &Repository, history: &
     }
 }
 
-/// What differs between both catalogs. Schemas and sequences that are made while the feed runs belong to the feed's role on the follower:
-/// their owners are not compared.
+/// What differs between both catalogs.
 async fn catalogs(owner: &Client, follower: &Client) -> Vec<String> {
-    let plain = |line: &String| {
-        let ownerless = line.starts_with("schema ") || line.starts_with("relation ") && line.contains(" Sp ");
-        if ownerless { line.replace("app", "postgres") } else { line.clone() }
-    };
-    let left: Vec<String> = play::catalog(owner).await.iter().map(plain).collect();
-    let right: Vec<String> = play::catalog(follower).await.iter().map(plain).collect();
+    let (left, right) = (play::catalog(owner).await, play::catalog(follower).await);
     let only = |side: &str, these: &[String], those: &[String]| -> Vec<String> {
         these.iter().filter(|line| !those.contains(line)).map(|line| format!("{side} only: {line}")).collect()
     };

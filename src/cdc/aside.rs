@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     metadata::ProposalState,
-    schema::{quote::parse_object, renames::Rename},
+    schema::{access::only_access, quote::parse_object, renames::Rename},
 };
 use std::{collections::BTreeSet, sync::atomic::Ordering};
 
@@ -83,6 +83,10 @@ impl Applier {
     /// A table that waits for a person was changed: its spooled rows have the shape from before, so its rows are copied again in
     /// place of a replay once it is let go.
     async fn reshaped(&mut self, sql: &str) -> Result<(), CdcError> {
+        // Who may use a table is no part of its shape.
+        if only_access(sql) {
+            return Ok(());
+        }
         let waiting: Vec<(TableName, i64)> = lock(&self.shared.held)
             .iter()
             .filter(|(_, held)| matches!(held.state, HeldState::Waiting | HeldState::Rejected) && !held.recopy)

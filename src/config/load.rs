@@ -1,9 +1,9 @@
 //! From text to [`Config`]: defaults, ranges, uniqueness, `${ENV_VAR}`. Every refusal names file, line and remedy.
 
 use super::{
-    AdaptConfig, AuthConfig, Config, ConsoleUser, CopyConfig, DatabaseConfig, FeedKind, FillRule, MapRule, MirrorWrites, PoolConfig,
-    PoolMode, ProxyConfig, SchemaSource, Secret, ServerUrl, ShadowConfig, TlsConfig, TlsVersion, UnixSocketConfig, UserConfig, UserSource,
-    gates, limits,
+    AdaptConfig, AuthConfig, Config, Consistency, ConsoleUser, CopyConfig, DatabaseConfig, FeedKind, FillRule, MapRule, MirrorWrites,
+    PoolConfig, PoolMode, ProxyConfig, SchemaSource, Secret, ServerUrl, ShadowConfig, TlsConfig, TlsVersion, UnixSocketConfig, UserConfig,
+    UserSource, gates, limits,
     raw::{RawAuth, RawConfig, RawCopy, RawDatabase, RawFill, RawMap, RawPool, RawProxy, RawShadow, RawTls},
 };
 use std::{
@@ -211,6 +211,7 @@ impl Reader<'_> {
             sample_reads: percent(raw.sample_reads, "sample_reads", 10_000.0, 0.0)?,
             serve_reads: percent(raw.serve_reads, "serve_reads", 100.0, 0.0)?,
             hedge_after: duration(raw.hedge_after, "hedge_after", Duration::from_millis(250))?,
+            consistency: consistency(raw.consistency)?,
             revert: gates::revert(raw.revert)?,
             shift: gates::shift(raw.shift)?,
             adapt: AdaptConfig {
@@ -486,6 +487,28 @@ pub(super) fn duration(value: Option<Spanned<String>>, key: &str, default: Durat
             Some(duration) if !duration.is_zero() => Ok(duration),
             _ => refuse(value.span(), format!("{key} is a time such as \"500ms\", \"10s\", \"5m\" or \"1h\", not \"{}\"", value.get_ref())),
         },
+    }
+}
+
+fn consistency(value: Option<Spanned<String>>) -> Result<Consistency, Refusal> {
+    let Some(value) = value else { return Ok(Consistency::Session) };
+    let mut words = value.get_ref().split_whitespace();
+    let bound = |text: &str| parse_duration(text).filter(|bound| bound.as_millis() > 0).map(Consistency::Bounded);
+    let found = match (words.next(), words.next(), words.next()) {
+        (Some("session"), None, None) => Some(Consistency::Session),
+        (Some("global"), None, None) => Some(Consistency::Global),
+        (Some("bounded"), Some(time), None) => bound(time),
+        (_, _, _) => None,
+    };
+    match found {
+        Some(found) => Ok(found),
+        None => refuse(
+            value.span(),
+            format!(
+                "consistency is \"session\", \"global\" or \"bounded\" with a time, such as \"bounded 2s\", not \"{}\"",
+                value.get_ref()
+            ),
+        ),
     }
 }
 

@@ -235,6 +235,28 @@ pub struct UserConfig {
     pub password: Secret,
 }
 
+/// How fresh the state is from which a shadow may answer a read. What the session itself has written is always in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Consistency {
+    /// No more is promised.
+    #[default]
+    Session,
+    /// And everything that anybody had committed this time before; else the owner answers.
+    Bounded(Duration),
+    /// And everything that anybody had committed before the read came in: it waits until the shadow has that.
+    Global,
+}
+
+impl std::fmt::Display for Consistency {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Consistency::Session => f.write_str("session"),
+            Consistency::Bounded(bound) => write!(f, "bounded {}ms", bound.as_millis()),
+            Consistency::Global => f.write_str("global"),
+        }
+    }
+}
+
 /// `[[database.shadow]]`
 #[derive(Clone, Debug, PartialEq)]
 pub struct ShadowConfig {
@@ -252,6 +274,8 @@ pub struct ShadowConfig {
     pub serve_reads: f64,
     /// A served read that has not been answered after this time is asked again on the owner.
     pub hedge_after: Duration,
+    /// How fresh an answer of the shadow must be.
+    pub consistency: Consistency,
     /// When serving stops by itself.
     pub revert: RevertConfig,
     /// How serving grows.

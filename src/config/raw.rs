@@ -130,6 +130,7 @@ pub(super) struct RawShadow {
     pub sample_reads: Option<Spanned<f64>>,
     pub serve_reads: Option<Spanned<f64>>,
     pub hedge_after: Option<Spanned<String>>,
+    pub consistency: Option<Spanned<String>>,
     #[serde(default)]
     pub revert: RawRevert,
     #[serde(default)]

@@ -131,6 +131,8 @@ impl Controller {
                 rows.push(vec![key("mirror_writes"), json!(if shadow.route.rehearse.load(Ordering::SeqCst) { "rehearse" } else { "off" })]);
                 rows.push(vec![key("sample_reads"), json!(shadow.route.sample_reads.get())]);
                 rows.push(vec![key("serve_reads"), json!(shadow.route.serve_reads.get())]);
+                rows.push(vec![key("consistency"), json!(config.consistency.to_string())]);
+                rows.push(vec![key("hedge_after"), json!(config.hedge_after.as_secs_f64())]);
                 rows.push(vec![key("revert"), json!(config.revert)]);
                 rows.push(vec![key("shift"), json!(config.shift)]);
                 rows.push(vec![key("adapt"), json!(config.adapt)]);
@@ -468,6 +470,7 @@ impl Controller {
                         Value::Null,
                         Value::Null,
                         Value::Null,
+                        Value::Null,
                     ]));
                     continue;
                 };
@@ -487,6 +490,7 @@ impl Controller {
                         field("source"),
                         field("shadow"),
                         field("proposal"),
+                        field("changes_soon"),
                     ]));
                 }
             }
@@ -499,9 +503,10 @@ impl Controller {
                 Value::Null,
                 Value::Null,
                 Value::Null,
+                Value::Null,
             ]));
         }
-        Ok(table(&["shadow", "object", "kind", "source_has", "shadow_has", "proposal"], rows))
+        Ok(table(&["shadow", "object", "kind", "source_has", "shadow_has", "proposal", "changes_soon"], rows))
     }
 
     fn show_proposals(&self) -> Result<Answer, CommandError> {

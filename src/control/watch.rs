@@ -6,12 +6,16 @@ use super::{
     managed::{Managed, ManagedShadow, lock},
 };
 use crate::{
-    cdc::Direction,
+    cdc::{CdcError, Direction},
     config::FeedKind,
     lsn::Lsn,
     metadata::{ProposalState, Severity},
     schema::catalog::Catalog,
     sql::CatalogFacts,
+    traffic::{
+        database::monotonic_ms,
+        fence::{Pending, Tick},
+    },
 };
 use std::{collections::HashSet, sync::Arc, time::Duration};
 use tokio::task::JoinSet;
@@ -74,7 +78,10 @@ async fn tick(managed: Arc<Managed>) {
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while let Ok(statement) = client.prepare("SELECT (pg_catalog.pg_current_wal_insert_lsn() - '0/0')::int8").await {
             let broken = loop {
-                interval.tick().await;
+                tokio::select! {
+                    _ = interval.tick() => {}
+                    () = managed.database.ticks.demanded() => {}
+                }
                 let route = managed.database.route.load_full();
                 if route.owner != owner {
                     break false;
@@ -82,12 +89,13 @@ async fn tick(managed: Arc<Managed>) {
                 if !route.shadows.iter().any(|shadow| shadow.is_interested()) {
                     continue;
                 }
+                let started_ms = monotonic_ms();
                 let number = managed.database.ticks.start();
                 match client.query_one(&statement, &[]).await.and_then(|row| row.try_get::<_, i64>(0)) {
                     Ok(position) => {
                         let position = Lsn(position as u64);
                         managed.database.ticks.found(position);
-                        managed.tick.send_replace((number, position, route.epoch));
+                        managed.tick.send_replace(Tick { number, position, epoch: route.epoch, started_ms });
                     }
                     Err(_) => break true,
                 }
@@ -108,27 +116,59 @@ async fn tick(managed: Arc<Managed>) {
 /// Lets a shadow pass the ticks that it has applied.
 async fn fence(managed: Arc<Managed>, shadow: Arc<ManagedShadow>) {
     let mut ticks = managed.tick.subscribe();
+    let mut pending = Pending::default();
     loop {
-        if ticks.changed().await.is_err() {
-            return;
+        let tick = match pending.oldest() {
+            Some(tick) => tick,
+            None => {
+                if ticks.changed().await.is_err() {
+                    return;
+                }
+                *ticks.borrow_and_update()
+            }
+        };
+        if pending.oldest().is_none() {
+            pending.push(tick);
         }
-        let (number, position, epoch) = *ticks.borrow_and_update();
-        let Some((feed, direction)) = shadow.feed() else { continue };
+        let Some((feed, direction)) = shadow.feed() else {
+            pending.clear();
+            continue;
+        };
         if shadow.config.load().feed == FeedKind::Mirror {
             // What was acknowledged before the tick has been handed over before it.
             if feed.is_streaming() && shadow.route.mirror.drained(Duration::from_secs(2)).await {
-                shadow.route.fence.pass(number);
+                shadow.route.fence.pass(tick.number, tick.started_ms);
             }
+            pending.clear();
             continue;
         }
         // a position means something to a feed from the server it was read on only
-        let comparable = || managed.database.route.load().epoch == epoch && managed.feeds_from_owner(direction);
+        let comparable = || managed.database.route.load().epoch == tick.epoch && managed.feeds_from_owner(direction);
         if !comparable() {
+            pending.clear();
             continue;
         }
-        let applied = feed.wait_applied(position, Duration::from_secs(2)).await.is_ok();
-        if applied && comparable() {
-            shadow.route.fence.pass(number);
+        let mut applied = std::pin::pin!(feed.wait_applied(tick.position, Duration::from_secs(2)));
+        let outcome = loop {
+            tokio::select! {
+                outcome = &mut applied => break outcome,
+                changed = ticks.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    pending.push(*ticks.borrow_and_update());
+                }
+            }
+        };
+        match outcome {
+            Ok(()) if comparable() => {
+                if let Some(reached) = pending.reached(feed.applied()).filter(|reached| reached.epoch == tick.epoch) {
+                    shadow.route.fence.pass(reached.number, reached.started_ms);
+                }
+            }
+            // Far behind: the oldest is waited for on.
+            Err(CdcError::Timeout { .. }) => {}
+            Ok(()) | Err(_) => pending.clear(),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! - `catalog`, `diff`: schemas as values; differences by oid and attribute number, so renames are exact
 //! - `rules`, `plan`, `policy`: what PostgreSQL does with each change (data), our own DDL for it with its undo, who decides. Pure.
 //! - `mapping`: a shadow whose schema differs on purpose. Pure
+//! - `access`: owners and privileges of every kind of object. Pure
 //! - `approval`: what a person gives instead of a suggestion, and which suggestions a later one overtakes. Pure
 //! - `renames`: what waits under an old name goes on under the new one. Pure
 //! - `foresee`: what a planned migration would do, before it is run
@@ -20,6 +21,7 @@
 //!
 //! Sources: PostgreSQL documentation "Event Triggers", "ALTER TABLE", "System Catalogs"; the verdicts were measured on PostgreSQL 15.
 
+pub mod access;
 mod adapter;
 pub mod approval;
 pub mod capture;

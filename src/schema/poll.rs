@@ -5,7 +5,7 @@
 //! made again, rewrites (the storage is another). Not known: the order of changes between two looks, what came and went between
 //! them, and the words of a USING expression; a column whose type changed is copied again.
 
-use super::describe::{NAMESPACE_IS_USERS, catalog_query, not_of_extension};
+use super::describe::{DEFINITION, NAMESPACE_IS_USERS, ROUTINE, catalog_query, not_of_extension};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,9 +17,7 @@ pub fn query() -> String {
     let free = not_of_extension("pg_proc", "p.oid");
     format!(
         "SELECT (q.catalog::jsonb || jsonb_build_object(
-           'functions', coalesce((SELECT jsonb_agg(jsonb_build_object('oid', p.oid::bigint, 'schema', n.nspname, 'name', p.proname,
-              'arguments', pg_get_function_identity_arguments(p.oid), 'kind', p.prokind::text,
-              'definition', CASE WHEN p.prokind IN ('f', 'p', 'w') THEN pg_get_functiondef(p.oid) END,
+           'functions', coalesce((SELECT jsonb_agg({ROUTINE} || {DEFINITION} || jsonb_build_object(
               'identity', format('%I.%I(%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid))) ORDER BY p.oid)
              FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE {NAMESPACE_IS_USERS} AND {free}), '[]'),
            'extensions', coalesce((SELECT jsonb_agg(jsonb_build_object('oid', x.oid::bigint, 'name', x.extname, 'version', x.extversion,
@@ -36,6 +34,7 @@ pub fn query() -> String {
 pub struct Look {
     parts: BTreeMap<&'static str, BTreeMap<i64, Value>>,
     storage: Map<String, Value>,
+    default_privileges: Value,
 }
 
 const PARTS: &[&str] = &["relations", "types", "sequences", "schemas", "functions", "extensions"];
@@ -53,7 +52,8 @@ impl Look {
             parts.insert(*part, objects);
         }
         let storage = document.get_mut("storage").and_then(Value::as_object_mut).map(std::mem::take).unwrap_or_default();
-        Some(Look { parts, storage })
+        let default_privileges = document.get_mut("default_privileges").map(Value::take).unwrap_or_default();
+        Some(Look { parts, storage, default_privileges })
     }
 
     /// A look in which everything that can be compared with what the engine remembers is unknown, so that it is compared, and the
@@ -69,6 +69,16 @@ impl Look {
             let theirs: BTreeSet<_> = follower.part(part).map(|(_, object)| facts(object)).collect();
             look.parts.entry(part).or_default().retain(|_, object| theirs.contains(&facts(object)));
         }
+        // Who owns and may run the others is remembered.
+        let access = |object: &Value| {
+            let oid = object.get("oid").and_then(Value::as_i64).unwrap_or_default();
+            known.functions.get(&oid).filter(|routine| !routine.owner.is_empty()).is_none_or(|routine| {
+                let now: Result<super::catalog::Routine, _> = serde_json::from_value(object.clone());
+                now.is_ok_and(|now| (&now.owner, &now.grants) == (&routine.owner, &routine.grants))
+            })
+        };
+        look.parts.entry("functions").or_default().retain(|_, object| access(object));
+        look.default_privileges = serde_json::to_value(&known.default_privileges).unwrap_or_default();
         for table in known.tables.values() {
             let columns = |columns: &Value| -> BTreeSet<String> {
                 let one =
@@ -169,6 +179,10 @@ impl Look {
             different |= !changed.is_empty();
             message[*part] = json!(changed);
         }
+        if access_of(&self.default_privileges) != access_of(&before.default_privileges) {
+            different = true;
+            message["default_privileges"] = self.default_privileges.clone();
+        }
         if !self.new_tables(before).is_empty() {
             // Rows that were written before anybody looked are in no stream: as if the table had been made with rows.
             message["tag"] = json!("CREATE TABLE AS");
@@ -185,6 +199,11 @@ impl Look {
         }
         messages
     }
+}
+
+/// Default privileges as values: what is left out is what is empty.
+fn access_of(list: &Value) -> Vec<super::catalog::DefaultAccess> {
+    serde_json::from_value(list.clone()).unwrap_or_default()
 }
 
 fn table_name(object: &Value) -> (String, String) {

@@ -98,10 +98,10 @@ impl Relay {
         if !is_read || !self.database.knows_facts() || !self.conversation.pins.is_empty() || !self.conversation.is_alone() {
             return;
         }
-        let draw = &mut self.draw;
+        let draw = &mut self.sample_draw;
         self.drawn.clear();
         for shadow in route.shadows.iter().filter(|shadow| shadow.in_step.load(Ordering::Relaxed)) {
-            let times = shadow.sample_reads.draw(|| draw.u64(0..10_000));
+            let times = shadow.sample_reads.draw(|| draw.draw());
             if times > 0 && may_copy(shadow, self.info.id) {
                 self.drawn.push((shadow.clone(), times));
             }

@@ -18,7 +18,7 @@ use crate::{
         copies::Identity,
         database::{Database, SessionInfo},
         fence::Needed,
-        route::{Route, ShadowRoute},
+        route::{Evenly, Route, ShadowRoute},
     },
     wire::{self, WireError, backend::put_error},
 };
@@ -94,7 +94,10 @@ pub(super) struct Relay {
     /// The running transaction has changed the schema.
     pub schema_changed: bool,
     closing_since: Option<Instant>,
-    pub draw: fastrand::Rng,
+    /// Decides which reads are served.
+    pub serve_draw: Evenly,
+    /// Decides which are copied.
+    pub sample_draw: Evenly,
 }
 
 /// What the client's side needs next.
@@ -148,6 +151,7 @@ impl Relay {
         pooling: Option<Box<Pooling>>,
         cancel: Arc<Mutex<CancelTarget>>,
     ) -> Self {
+        let (serve_draw, sample_draw) = (Evenly::new(info.id, 0), Evenly::new(info.id, 1));
         Relay {
             route: database.route.load_full(),
             registered: None,
@@ -182,7 +186,8 @@ impl Relay {
             drawn: Vec::new(),
             schema_changed: false,
             closing_since: None,
-            draw: fastrand::Rng::new(),
+            serve_draw,
+            sample_draw,
         }
     }
 
@@ -678,11 +683,6 @@ impl Relay {
     /// The route that this session has seen last.
     pub fn route(&self) -> Arc<Route> {
         self.database.route.load_full()
-    }
-
-    /// Chance, 0 to 9,999.
-    pub fn chance(&mut self) -> u64 {
-        self.draw.u64(0..10_000)
     }
 }
 
