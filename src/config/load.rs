@@ -2,9 +2,9 @@
 
 use super::{
     AdaptConfig, AuthConfig, Config, Consistency, ConsoleUser, CopyConfig, DatabaseConfig, FeedKind, FillRule, MapRule, MirrorWrites,
-    PoolConfig, PoolMode, ProxyConfig, RevertConfig, SchemaSource, Secret, ServerUrl, ShadowConfig, ShiftConfig, TlsConfig, TlsVersion,
-    UnixSocketConfig, UserConfig, UserSource, limits,
-    raw::{RawAuth, RawConfig, RawCopy, RawDatabase, RawFill, RawMap, RawPool, RawProxy, RawRevert, RawShadow, RawShift, RawTls},
+    PoolConfig, PoolMode, ProxyConfig, SchemaSource, Secret, ServerUrl, ShadowConfig, TlsConfig, TlsVersion, UnixSocketConfig, UserConfig,
+    UserSource, gates, limits,
+    raw::{RawAuth, RawConfig, RawCopy, RawDatabase, RawFill, RawMap, RawPool, RawProxy, RawShadow, RawTls},
 };
 use std::{
     collections::{BTreeMap, HashSet},
@@ -134,6 +134,7 @@ impl Reader<'_> {
                 None => 64 << 20,
                 Some(value) => bytes(&value)?,
             },
+            profile: gates::profile(raw.profile)?,
         })
     }
 
@@ -211,8 +212,8 @@ impl Reader<'_> {
             serve_reads: percent(raw.serve_reads, "serve_reads", 100.0, 0.0)?,
             hedge_after: duration(raw.hedge_after, "hedge_after", Duration::from_millis(250))?,
             consistency: consistency(raw.consistency)?,
-            revert: revert(raw.revert)?,
-            shift: shift(raw.shift)?,
+            revert: gates::revert(raw.revert)?,
+            shift: gates::shift(raw.shift)?,
             adapt: AdaptConfig {
                 auto_approve: match raw.adapt.auto_approve {
                     None => 0.95,
@@ -463,7 +464,7 @@ pub(super) fn in_range(value: Option<Spanned<i64>>, key: &str, range: std::ops::
     }
 }
 
-fn percent(value: Option<Spanned<f64>>, key: &str, max: f64, default: f64) -> Result<f64, Refusal> {
+pub(super) fn percent(value: Option<Spanned<f64>>, key: &str, max: f64, default: f64) -> Result<f64, Refusal> {
     match value {
         None => Ok(default),
         Some(value) if (0.0..=max).contains(value.get_ref()) => Ok(*value.get_ref()),
@@ -471,7 +472,7 @@ fn percent(value: Option<Spanned<f64>>, key: &str, max: f64, default: f64) -> Re
     }
 }
 
-fn positive(value: Option<Spanned<f64>>, key: &str, default: f64) -> Result<f64, Refusal> {
+pub(super) fn positive(value: Option<Spanned<f64>>, key: &str, default: f64) -> Result<f64, Refusal> {
     match value {
         None => Ok(default),
         Some(value) if *value.get_ref() > 0.0 && value.get_ref().is_finite() => Ok(*value.get_ref()),
@@ -560,33 +561,6 @@ fn copy(raw: RawCopy) -> Result<CopyConfig, Refusal> {
     Ok(CopyConfig { workers: in_range(raw.workers, "workers", 1..=64, default.workers as i64)? as usize, spool_folder, spool_mib_max })
 }
 
-fn revert(raw: RawRevert) -> Result<RevertConfig, Refusal> {
-    Ok(RevertConfig {
-        window: duration(raw.window, "window", Duration::from_secs(10))?,
-        min_requests: in_range(raw.min_requests, "min_requests", 1..=1_000_000_000, 50)? as u64,
-        error_rate: percent(raw.error_rate, "error_rate", 100.0, 1.0)?,
-        mismatch_rate: percent(raw.mismatch_rate, "mismatch_rate", 100.0, 0.1)?,
-        latency_ratio: positive(raw.latency_ratio, "latency_ratio", 2.0)?,
-        latency_floor: duration(raw.latency_floor, "latency_floor", Duration::from_millis(5))?,
-        max_lag: duration(raw.max_lag, "max_lag", Duration::from_secs(5))?,
-    })
-}
-
-fn shift(raw: RawShift) -> Result<ShiftConfig, Refusal> {
-    let steps = match raw.steps {
-        None => vec![1.0, 5.0, 25.0, 50.0, 100.0],
-        Some(value) => {
-            let steps = value.get_ref();
-            let ascending = steps.windows(2).all(|pair| pair[0] < pair[1]);
-            if steps.is_empty() || !ascending || !steps.iter().all(|step| *step > 0.0 && *step <= 100.0) {
-                return refuse(value.span(), "steps are ascending percentages above 0 and up to 100, such as [1, 5, 25, 50, 100]");
-            }
-            steps.clone()
-        }
-    };
-    Ok(ShiftConfig { steps, hold: duration(raw.hold, "hold", Duration::from_secs(300))? })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -635,6 +609,11 @@ sample_reads = 10.0
             ("sample_reads = 10.0", "shift.steps = [5, 1]", 10, "ascending"),
             ("sample_reads = 10.0", "shift.hold = \"soon\"", 10, "500ms"),
             ("sample_reads = 10.0", "revert.min_requests = 0", 10, "between"),
+            ("sample_reads = 10.0", "revert.max_connections = 101", 10, "percentage"),
+            ("sample_reads = 10.0", "revert.max_cpu_cores = 0", 10, "above 0"),
+            ("sample_reads = 10.0", "shift.order = \"best\"", 10, "proven"),
+            ("sample_reads = 10.0", "shift.quiet = [\"daily 01:00-02:00\"]", 10, "timezone"),
+            ("sample_reads = 10.0", "shift.timezone = \"Mars/Base\"", 10, "zoneinfo"),
             ("sample_reads = 10.0", "[[database.shadow]]\nname = \"pg18\"\nurl = \"postgres://app@h/x\"", 11, "defined twice"),
             ("sample_reads = 10.0", "fill = [{ column = \"tier\", values = [\"a\"] }]", 10, "table.column"),
             ("sample_reads = 10.0", "fill = [{ column = \"t.tier\" }]", 10, "either values"),

@@ -3,11 +3,14 @@
 //! Deliberately absent: any connection to a server (that is `check`), any default that serves traffic from a shadow.
 //! Invariants: unknown keys are errors; a wrong file is refused whole, with line and reason; secrets print as `***`.
 
+mod calendar;
+mod gates;
 mod limits;
 mod load;
 mod raw;
 mod url;
 
+pub use calendar::Calendar;
 pub use limits::{Keepalive, LimitsConfig, TcpConfig};
 pub use load::{ConfigError, load, parse, parse_duration};
 pub use url::{ChannelBinding, RootCertificates, Secret, ServerTls, ServerUrl, SslMode};
@@ -48,6 +51,24 @@ pub struct ProxyConfig {
     pub tcp: TcpConfig,
     /// Most bytes of copied statements and answers that all shadow work together may hold in memory.
     pub shadow_memory_bytes_max: usize,
+    /// `[proxy.profile]`: how often servers are measured and how long that is kept.
+    pub profile: ProfileConfig,
+}
+
+/// `[proxy.profile]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProfileConfig {
+    /// Between two samples of a server's resources.
+    pub interval: Duration,
+    /// Age at which measurements are forgotten.
+    pub retention: Duration,
+}
+
+impl Default for ProfileConfig {
+    /// Every few seconds, for as long as it takes to look at yesterday: about 10 MB per server.
+    fn default() -> Self {
+        ProfileConfig { interval: Duration::from_secs(5), retention: Duration::from_secs(24 * 3600) }
+    }
 }
 
 /// `unix_socket_dir` and `unix_socket_mode`
@@ -358,6 +379,14 @@ pub struct RevertConfig {
     /// Age of the oldest unapplied change.
     #[serde(serialize_with = "serialize_seconds")]
     pub max_lag: Duration,
+    /// Percent of the shadow's `max_connections` in use; `None`: not judged.
+    pub max_connections: Option<f64>,
+    /// Sessions that run a statement on the shadow at the same time; `None`: not judged.
+    pub max_active: Option<u64>,
+    /// Processor cores that the shadow's server uses, where its host can be seen; `None`: not judged.
+    pub max_cpu_cores: Option<f64>,
+    /// Requests for locks that wait on the shadow; `None`: not judged.
+    pub max_locks_waiting: Option<u64>,
 }
 
 /// `[database.shadow.shift]`: the ladder.
@@ -368,6 +397,23 @@ pub struct ShiftConfig {
     /// How long each step must stay healthy.
     #[serde(serialize_with = "serialize_seconds")]
     pub hold: Duration,
+    /// Reads that the shadow must have answered on a step before the next: silence is not health.
+    pub min_served: u64,
+    /// Which statements move first.
+    pub order: ShiftOrder,
+    /// When steps may be taken.
+    pub calendar: Calendar,
+}
+
+/// `shift.order`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ShiftOrder {
+    /// All reads alike, by chance.
+    #[default]
+    All,
+    /// Statements whose sampled answers were the same and not slower first; the others at the last step only.
+    Proven,
 }
 
 /// `[database.shadow.adapt]`

@@ -13,13 +13,12 @@ use crate::{
     console::{Answer, CommandError, command::Command, state::CutoverState},
     cutover::{CutoverError, switch::Switch},
     metadata::{Owner, Proposal, ProposalState, Severity},
-    traffic::{ladder::Ladder, route::Percent},
     validate,
 };
 use serde_json::json;
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tokio_postgres::Client;
 
@@ -33,7 +32,7 @@ pub(super) async fn connect(url: &ServerUrl, name: &str) -> Result<Client, Contr
 /// Longest wait of PAUSE for running transactions.
 const PAUSE_TIMEOUT: Duration = Duration::from_secs(60);
 
-fn failed(error: impl std::fmt::Display) -> CommandError {
+pub(super) fn failed(error: impl std::fmt::Display) -> CommandError {
     CommandError::Failed(error.to_string())
 }
 
@@ -47,7 +46,7 @@ fn undecided(proposal: &Proposal) -> Result<(), CommandError> {
     Err(CommandError::Refused(format!("proposal {id} is already {state} (by {by}, {}){note}", utc(proposal.decided_ms))))
 }
 
-fn tagged(tag: &str, notice: impl Into<String>) -> Answer {
+pub(super) fn tagged(tag: &str, notice: impl Into<String>) -> Answer {
     Answer { tag: tag.into(), notices: vec![notice.into()], ..Answer::default() }
 }
 
@@ -303,122 +302,6 @@ impl Controller {
         Ok(tagged("FAULT", "the next row change is dropped before it is applied"))
     }
 
-    fn shift_start(&self, name: &str, who: &str) -> Result<Answer, CommandError> {
-        let (managed, shadow) = self.shadow(name)?;
-        answers_reads(shadow)?;
-        let feed = shadow.feed().filter(|(feed, direction)| *direction == Direction::Forward && feed.is_streaming());
-        if feed.is_none() {
-            return Err(CommandError::Refused(format!("shadow {name} is not in step with the source: SHOW FEED says why")));
-        }
-        let config = shadow.config.load();
-        shadow.route.observations.forget(config.revert.window);
-        let (ladder, percent) = Ladder::start(&config.shift, Instant::now());
-        shadow.served_before_step.store(shadow.route.observations.served.get(), Ordering::SeqCst);
-        {
-            let mut current = lock(&shadow.ladder);
-            *current = ladder;
-            shadow.route.serve_reads.set(percent);
-        }
-        let steps = config.shift.steps.iter().map(|step| format!("{step} %")).collect::<Vec<_>>().join(", ");
-        let message = format!("shift of {name} started by {who}: {steps}, each held for {} s", config.shift.hold.as_secs_f64());
-        self.repository.record(Severity::Info, "traffic", &managed.database.name, name, &message, json!({"served_percent": percent}));
-        Ok(tagged("SHIFT START", message))
-    }
-
-    fn shift_stop(&self, name: &str, who: &str) -> Result<Answer, CommandError> {
-        let (managed, shadow) = self.shadow(name)?;
-        *lock(&shadow.ladder) = Ladder::Idle;
-        let message =
-            format!("shift of {name} stopped by {who}: it stays at {} %; REVERT {name} takes it to 0", shadow.route.serve_reads.get());
-        self.repository.record(Severity::Info, "traffic", &managed.database.name, name, &message, json!({}));
-        Ok(tagged("SHIFT STOP", message))
-    }
-
-    fn revert(&self, name: &str, who: &str) -> Result<Answer, CommandError> {
-        let (managed, shadow) = self.shadow(name)?;
-        shadow.revert(&format!("asked for by {who}"), None);
-        self.repository.record(
-            Severity::Warning,
-            "traffic",
-            &managed.database.name,
-            name,
-            &format!("reads went back from {name} to the owner: asked for by {who}"),
-            json!({}),
-        );
-        Ok(tagged("REVERT", format!("{name} answers no reads any more")))
-    }
-
-    async fn simulate(&self, name: &str, percent: f64, duration: Duration) -> Result<Answer, CommandError> {
-        let (managed, shadow) = self.shadow(name)?;
-        answers_reads(shadow)?;
-        let _turn = shadow
-            .busy
-            .try_lock()
-            .map_err(|_| CommandError::Refused(format!("another simulation or verification of {name} is running")))?;
-        if !shadow.route.in_step.load(Ordering::SeqCst) {
-            return Err(CommandError::Refused(format!("shadow {name} is not in step with the source: SHOW FEED says why")));
-        }
-        let observations = &shadow.route.observations;
-        let before = (observations.served.get(), observations.fallbacks.get(), observations.fenced.get(), observations.candidates.get());
-        let errors = managed.database.errors.get();
-        observations.forget(shadow.config.load().revert.window);
-        let earlier = shadow.route.serve_reads.get();
-        shadow.route.serve_reads.set(percent);
-        let reverts = lock(&shadow.reverted).as_ref().map_or(0, |state| state.count);
-        tokio::time::sleep(duration).await;
-        let reverted = lock(&shadow.reverted).as_ref().filter(|state| state.count > reverts).map(|state| state.reason.clone());
-        {
-            // only what this simulation has set: a ladder's step, a revert, SHADOW STOP or a cutover meanwhile stays
-            let _still = lock(&shadow.ladder);
-            if reverted.is_none() && shadow.route.serve_reads.get() == Percent::new(percent).get() {
-                shadow.route.serve_reads.set(earlier);
-            }
-        }
-        let (health, _) = observations.health(Duration::ZERO, &shadow.config.load().revert, Instant::now());
-        let (served, fallbacks) = (observations.served.get() - before.0, observations.fallbacks.get() - before.1);
-        let (fenced, candidates) = (observations.fenced.get() - before.2, observations.candidates.get() - before.3);
-        let errors = managed.database.errors.get() - errors;
-        let columns = [
-            "shadow",
-            "percent",
-            "seconds",
-            "candidates",
-            "served",
-            "fallbacks",
-            "fenced",
-            "client_errors",
-            "owner_p99_ms",
-            "shadow_p99_ms",
-            "reverted",
-        ];
-        let row = vec![
-            json!(name),
-            json!(percent),
-            json!(duration.as_secs_f64()),
-            json!(candidates),
-            json!(served),
-            json!(fallbacks),
-            json!(fenced),
-            json!(errors),
-            json!(health.owner.p99_us as f64 / 1000.0),
-            json!(health.shadow.p99_us as f64 / 1000.0),
-            json!(reverted),
-        ];
-        let message = format!(
-            "simulated cutover of {name} at {percent} % for {} s: {served} reads served, {fallbacks} fell back",
-            duration.as_secs_f64()
-        );
-        self.repository.record(
-            Severity::Info,
-            "traffic",
-            &managed.database.name,
-            name,
-            &message,
-            json!({"served": served, "fallbacks": fallbacks, "fenced": fenced}),
-        );
-        Ok(Answer { columns: columns.map(String::from).to_vec(), rows: vec![row], tag: "SIMULATE".into(), notices: vec![message] })
-    }
-
     async fn approve(&self, id: i64, sql: Option<&str>, who: &str) -> Result<Answer, CommandError> {
         let proposal = self.repository.proposal(id).map_err(|error| CommandError::Unknown(error.to_string()))?;
         // A rejected one may be approved after all: its table's changes were kept.
@@ -460,7 +343,7 @@ impl Controller {
         Ok(tagged("REJECT", format!("proposal {id} is rejected. {}", proposal.draft.if_rejected)))
     }
 
-    fn switch(&self, managed: &Arc<Managed>, shadow: &Arc<ManagedShadow>, to_shadow: bool) -> Result<Switch, CommandError> {
+    pub(super) fn switch(&self, managed: &Arc<Managed>, shadow: &Arc<ManagedShadow>, to_shadow: bool) -> Result<Switch, CommandError> {
         let (forward, backward) = (Direction::Forward, Direction::Reverse);
         let (kind, from, to, direction, opposite) = match to_shadow {
             true => ("cutover", managed.source(), shadow.route.target.clone(), forward, backward),
@@ -688,17 +571,6 @@ fn mirror_is_less(shadow: &ManagedShadow) -> String {
         mirror.diverged.get(),
         shadow.name()
     )
-}
-
-fn answers_reads(shadow: &ManagedShadow) -> Result<(), CommandError> {
-    if shadow.config.load().feed == FeedKind::Mirror {
-        let name = shadow.name();
-        return Err(CommandError::Refused(format!(
-            "{name} is fed by mirrored writes: its rows are not proven to be the owner's, so it answers no reads; they can be sampled \
-             (SET {name} sample_reads = 10)"
-        )));
-    }
-    Ok(())
 }
 
 /// The feed as the validator sees it.

@@ -1,6 +1,6 @@
 //! One database and its shadows as the control plane holds them.
 
-use super::{health::ServerHealth, mirror::Mirrored};
+use super::{health::ServerHealth, mirror::Mirrored, profile::Measured};
 use crate::{
     cdc::{Direction, Fault, Feed, FeedSpec, Start},
     config::{DatabaseConfig, FeedKind, MirrorWrites, SchemaSource, ShadowConfig},
@@ -80,6 +80,8 @@ pub struct ManagedShadow {
     pub busy: tokio::sync::Mutex<()>,
     /// What is known of its server.
     pub health: Arc<Mutex<ServerHealth>>,
+    /// Points of its load curve, forecasts, findings.
+    pub measured: Measured,
 }
 
 /// Locks a mutex whose holder may have panicked: the values in here are whole at every moment.
@@ -227,6 +229,7 @@ impl ManagedShadow {
             breaker: Breaker::default(),
             copy_breaker: Breaker::default(),
             serving: ArcSwap::from_pointee(Serving { hedge_after: config.hedge_after, consistency: config.consistency }),
+            first: arc_swap::ArcSwapOption::empty(),
         };
         ManagedShadow {
             route: Arc::new(route),
@@ -240,6 +243,7 @@ impl ManagedShadow {
             adapter: Mutex::new(None),
             busy: tokio::sync::Mutex::new(()),
             health: Arc::default(),
+            measured: Measured::default(),
             config: ArcSwap::from_pointee(config.clone()),
         }
     }
@@ -259,6 +263,7 @@ impl ManagedShadow {
         let mut ladder = lock(&self.ladder);
         *ladder = Ladder::Idle;
         self.route.serve_reads.set(0.0);
+        self.route.first.store(None);
     }
 
     /// Stops serving at once and remembers why. Needs nothing but memory.

@@ -21,8 +21,9 @@ use std::{
 /// How often the file's modification time is looked at.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
-const KNOBS: &str = "sample_reads, serve_reads, consistency, hedge_after, mirror_writes, revert.window, revert.min_requests, revert.error_rate, revert.mismatch_rate, \
-     revert.latency_ratio, revert.latency_floor, revert.max_lag, shift.steps, shift.hold, adapt.auto_approve";
+const KNOBS: &str = "sample_reads, serve_reads, consistency, hedge_after, mirror_writes, revert.window, revert.min_requests, revert.error_rate, \
+     revert.mismatch_rate, revert.latency_ratio, revert.latency_floor, revert.max_lag, revert.max_connections, revert.max_active, \
+     revert.max_cpu_cores, revert.max_locks_waiting, shift.steps, shift.hold, shift.min_served, shift.order, adapt.auto_approve";
 
 impl Controller {
     /// `SET <shadow> <knob> = <value>`: until the next restart or reload.
@@ -36,11 +37,11 @@ impl Controller {
         }
         let value = value.trim();
         let value = match key {
-            "mirror_writes" | "consistency" | "hedge_after" | "window" | "max_lag" | "latency_floor" | "hold" => {
+            "mirror_writes" | "consistency" | "hedge_after" | "window" | "max_lag" | "latency_floor" | "hold" | "order" => {
                 format!("\"{}\"", value.replace(['"', '\\'], ""))
             }
             "steps" => format!("[{}]", value.trim_matches(['[', ']']).replace('%', "")),
-            "min_requests" => value.to_owned(),
+            "min_requests" | "max_active" | "max_locks_waiting" | "min_served" => value.to_owned(),
             _ => {
                 let number = value.trim_end_matches('%').trim();
                 if number.contains('.') { number.to_owned() } else { format!("{number}.0") }
@@ -71,6 +72,12 @@ impl Controller {
             ("revert", "latency_ratio") => changed.revert.latency_ratio = given.revert.latency_ratio,
             ("revert", "latency_floor") => changed.revert.latency_floor = given.revert.latency_floor,
             ("revert", "max_lag") => changed.revert.max_lag = given.revert.max_lag,
+            ("revert", "max_connections") => changed.revert.max_connections = given.revert.max_connections,
+            ("revert", "max_active") => changed.revert.max_active = given.revert.max_active,
+            ("revert", "max_cpu_cores") => changed.revert.max_cpu_cores = given.revert.max_cpu_cores,
+            ("revert", "max_locks_waiting") => changed.revert.max_locks_waiting = given.revert.max_locks_waiting,
+            ("shift", "min_served") => changed.shift.min_served = given.shift.min_served,
+            ("shift", "order") => changed.shift.order = given.shift.order,
             ("shift", "steps") => changed.shift.steps.clone_from(&given.shift.steps),
             ("shift", "hold") => changed.shift.hold = given.shift.hold,
             (_, _) => changed.adapt.auto_approve = given.adapt.auto_approve,

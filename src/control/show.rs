@@ -54,6 +54,11 @@ impl Controller {
             Topic::Mapping => self.show_mapping().await?,
             Topic::SchemaVersions => self.schema_versions()?,
             Topic::Leftovers => self.show_leftovers().await,
+            Topic::Profile => self.show_profile(),
+            Topic::Forecast => self.show_forecast(),
+            Topic::Resources => self.show_resources()?,
+            Topic::Report => self.show_report()?,
+            Topic::WhatIf => self.show_what_if().await,
             Topic::Help => crate::console::command::help(),
         })
     }

@@ -1,4 +1,4 @@
-//! Background tasks of a database: ticks of the owner's position, fences of the shadows, the judge and the ladder, drift,
+//! Background tasks of a database: ticks of the owner's position, fences of the shadows, drift,
 //! what the servers are doing.
 
 use super::{
@@ -6,7 +6,7 @@ use super::{
     managed::{Managed, ManagedShadow, lock},
 };
 use crate::{
-    cdc::{CdcError, Direction, Feed},
+    cdc::{CdcError, Direction},
     config::FeedKind,
     lsn::Lsn,
     metadata::{ProposalState, Severity},
@@ -15,20 +15,13 @@ use crate::{
     traffic::{
         database::monotonic_ms,
         fence::{Pending, Tick},
-        judge,
     },
 };
-use std::{
-    collections::HashSet,
-    sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 use tokio::task::JoinSet;
 
 /// How often the owner's position is sampled while a shadow wants it.
 const TICK: Duration = Duration::from_millis(10);
-/// How often the judge looks.
-const JUDGE_INTERVAL: Duration = Duration::from_millis(50);
 /// How often shadows are looked at for changes made behind our back, and volatility facts are refreshed.
 const DRIFT_INTERVAL: Duration = Duration::from_secs(3);
 /// Sessions that write around the fence and are told of, per change of owner: after so many, one more says nothing new.
@@ -55,7 +48,8 @@ pub(super) fn spawn_all(controller: &Arc<Controller>, tasks: &mut JoinSet<()>) {
         ));
         for shadow in &managed.shadows {
             tasks.spawn(fence(managed.clone(), shadow.clone()));
-            tasks.spawn(judge_and_climb(controller.clone(), managed.clone(), shadow.clone()));
+            tasks.spawn(super::climb::judge_and_climb(controller.clone(), managed.clone(), shadow.clone()));
+            tasks.spawn(super::profile::measure(controller.clone(), managed.clone(), shadow.clone()));
             tasks.spawn(drift(controller.clone(), managed.clone(), shadow.clone()));
             tasks.spawn(health::watch(
                 controller.clone(),
@@ -175,85 +169,6 @@ async fn fence(managed: Arc<Managed>, shadow: Arc<ManagedShadow>) {
             // Far behind: the oldest is waited for on.
             Err(CdcError::Timeout { .. }) => {}
             Ok(()) | Err(_) => pending.clear(),
-        }
-    }
-}
-
-fn lag_of(shadow: &ManagedShadow, feed: &Feed) -> Duration {
-    if shadow.config.load().feed == FeedKind::Mirror { shadow.route.mirror.lag() } else { feed.lag() }
-}
-
-/// Judges a shadow's health; goes back or climbs.
-async fn judge_and_climb(controller: Arc<Controller>, managed: Arc<Managed>, shadow: Arc<ManagedShadow>) {
-    let mut interval = tokio::time::interval(JUDGE_INTERVAL);
-    loop {
-        interval.tick().await;
-        if controller.handed_over.load(Ordering::SeqCst) {
-            continue;
-        }
-        let max_lag = shadow.config.load().revert.max_lag;
-        let in_step = shadow.feed().is_some_and(|(feed, direction)| {
-            managed.feeds_from_owner(direction) && feed.is_streaming() && lag_of(&shadow, &feed) <= max_lag
-        });
-        let was_in_step = shadow.route.in_step.swap(in_step, Ordering::SeqCst);
-        let serving = shadow.route.serve_reads.get();
-        if serving <= 0.0 {
-            continue;
-        }
-        if was_in_step != in_step {
-            tracing::warn!(database = %managed.database.name, shadow = %shadow.name(), in_step, "a serving shadow has changed its step with the owner");
-        }
-        let now = Instant::now();
-        let config = shadow.config.load();
-        if !in_step || !shadow.route.breaker.allows(monotonic_ms()) {
-            // sessions keep their reads for the moment: that is what a failing shadow, or one that is gone, looks like
-            shadow.route.observations.unavailable(now);
-        }
-        let lag = match shadow.feed() {
-            Some((feed, _)) => lag_of(&shadow, &feed),
-            None => Duration::MAX,
-        };
-        let (health, first_bad) = shadow.route.observations.health(lag, &config.revert, now);
-        if let Some(reason) = judge::verdict(&health, &config.revert) {
-            let first_bad = first_bad.or_else(|| now.checked_sub(lag.min(config.revert.max_lag)));
-            let state = shadow.revert(&reason, first_bad);
-            let message = format!(
-                "reads of database {} went back from shadow {} to the owner: {reason}. Clients were answered by the owner. \
-                 When the cause is mended: SHIFT START {}",
-                managed.database.name,
-                shadow.name(),
-                shadow.name()
-            );
-            let data = serde_json::json!({"reason": reason, "served_percent": serving, "reaction_ms": state.reaction_ms, "health": {
-                "requests": health.requests, "errors": health.errors, "compared": health.compared, "different": health.different,
-                "owner_p99_us": health.owner.p99_us, "shadow_p99_us": health.shadow.p99_us, "lag_ms": lag.as_millis() as u64}});
-            let (repository, database) = (controller.repository.clone(), managed.database.name.clone());
-            let name = shadow.name();
-            // going back has happened; telling about it may wait for a disk
-            tokio::task::spawn_blocking(move || repository.record(Severity::Alert, "traffic", &database, &name, &message, data));
-            continue;
-        }
-        let served = shadow.route.observations.served.get();
-        let evidence = served > shadow.served_before_step.load(Ordering::SeqCst);
-        let step = {
-            let mut ladder = lock(&shadow.ladder);
-            let (next, percent) = ladder.tick(&config.shift, evidence, now);
-            let finished = *ladder != next && percent.is_none();
-            *ladder = next;
-            if let Some(percent) = percent {
-                shadow.route.serve_reads.set(percent); // under the lock: never behind a revert that came between
-            }
-            percent.map(Some).or(finished.then_some(None))
-        };
-        if let Some(percent) = step {
-            shadow.served_before_step.store(served, Ordering::SeqCst);
-            let message = match percent {
-                Some(percent) => format!("shift: {} now answers {percent} % of the reads of {}", shadow.name(), managed.database.name),
-                None => format!("shift: {} has held the last step; its reads stay there. Next: CUTOVER {}", shadow.name(), shadow.name()),
-            };
-            let data = serde_json::json!({"served_percent": percent, "requests": health.requests, "errors": health.errors,
-                "compared": health.compared, "different": health.different, "owner_p99_us": health.owner.p99_us, "shadow_p99_us": health.shadow.p99_us});
-            controller.repository.record(Severity::Info, "traffic", &managed.database.name, &shadow.name(), &message, data);
         }
     }
 }

@@ -86,6 +86,10 @@ impl Relay {
             }
             let mine = from..from + share;
             from = mine.end;
+            if shadow.holds_back(class.fingerprint) {
+                shadow.observations.fallback_reasons.count("not proven yet: the ladder moves other statements first");
+                continue;
+            }
             shadow.observations.candidates.increment();
             let attached = self.attachments.get(&shadow.target).is_some();
             if !attached {

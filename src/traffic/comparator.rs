@@ -90,7 +90,9 @@ impl Worker {
                 observations.owner_outcome(read.owner_latency, Instant::now());
                 observations.owner_latency.record(read.owner_latency);
                 observations.shadow_latency.record(latency);
-                observations.profile.record_pair(read.class.fingerprint, &read.class.text, read.owner_latency, latency);
+                if !failed {
+                    observations.profile.record_pair(read.class.fingerprint, &read.class.text, read.owner_latency, latency);
+                }
             }
             if !compared {
                 verdict = outcome;
@@ -99,6 +101,14 @@ impl Worker {
         }
         if let Verdict::Different(found) = verdict {
             verdict = self.confirm(read, there.as_ref(), found).await;
+        }
+        let (profile, fingerprint) = (&observations.profile, read.class.fingerprint);
+        match &verdict {
+            Verdict::Same | Verdict::Different(_) => {
+                profile.record_verdict(fingerprint, &read.class.text, matches!(verdict, Verdict::Same));
+            }
+            Verdict::FailedOnShadow(_) => profile.record_failure(fingerprint, &read.class.text),
+            Verdict::Undecided(_) => {}
         }
         let example = |what: &str| format!("{} (fingerprint {:016x}): {what}", read.class.text, read.class.fingerprint);
         match verdict {

@@ -71,6 +71,8 @@ pub struct ShadowRoute {
     pub copy_breaker: Breaker,
     /// How it answers reads.
     pub serving: arc_swap::ArcSwap<Serving>,
+    /// While a ladder moves proven statements first: their fingerprints. Empty: every read may be served.
+    pub first: arc_swap::ArcSwapOption<std::collections::HashSet<u64>>,
 }
 
 /// Rules for the reads that a shadow answers.
@@ -202,6 +204,11 @@ impl ShadowRoute {
                 Ok(Some(Operation::Extended { parse, bind: bind.clone(), limit: *limit, parsed_here: *parsed_here }))
             }
         }
+    }
+
+    /// Whether reads of this fingerprint wait for their turn: the ladder has not come to them yet.
+    pub fn holds_back(&self, fingerprint: u64) -> bool {
+        self.first.load().as_ref().is_some_and(|first| !first.contains(&fingerprint))
     }
 
     /// Waits until the shadow has passed a tick. False: it did not in time, or it is out of step. For copies; no client
