@@ -43,7 +43,7 @@ impl Server {
         if self.chance.f64() < 0.002 {
             us *= 20.0; // a checkpoint, a cold page
         }
-        if self.chance.f64() < 0.000_01 {
+        if self.chance.f64() < 0.000_005 {
             self.stalled_until = at + Duration::from_millis(self.chance.u64(20..120));
         }
         Duration::from_micros(us as u64) + self.stalled_until.saturating_sub(at)
