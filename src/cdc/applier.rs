@@ -8,6 +8,7 @@ use super::{
     CdcError, MARKER_PREFIX,
     batch::Pending,
     error::Attempt,
+    known::Places,
     pgoutput::{Message, Relation},
     plan::Plan,
     session,
@@ -60,8 +61,8 @@ pub(super) enum Command {
     Approve { proposal: Box<Proposal>, sql: Option<String>, who: String, reply: Reply<String> },
     /// Set the table it holds aside for good.
     Reject { proposal: Box<Proposal>, who: String, reply: Reply<()> },
-    /// What was spooled for a table does not fit it: copy its rows again.
-    CopyAgain { table: TableName, reply: Reply<()> },
+    /// Rows set a table aside before a look at the owner's catalog, whose message is applied: find out what becomes of them.
+    TakeBack { table: TableName, places: Arc<Places>, reply: Reply<()> },
     /// A table was copied again at a position: replay what was spooled behind it.
     Release { table: TableName, reply: Reply<()> },
 }

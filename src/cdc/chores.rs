@@ -17,7 +17,7 @@ use crate::{
     schema::{capture, plan::ddl},
 };
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -304,29 +304,40 @@ pub(super) async fn undo_half(shared: &Shared, follower: &tokio_postgres::Client
 
 /// Tables that the owner rewrote: a rewrite emits no rows.
 async fn copy_again(shared: Arc<Shared>) -> Result<(), CdcError> {
+    // One that cannot be copied yet lets the others go first.
+    let mut failed: BTreeSet<TableName> = BTreeSet::new();
+    let mut told: BTreeSet<TableName> = BTreeSet::new();
     loop {
         let next = lock(&shared.held)
             .iter()
-            .find(|(_, held)| matches!(held.state, HeldState::Recopy | HeldState::Copied))
+            .find(|(table, held)| matches!(held.state, HeldState::Recopy | HeldState::Copied) && !failed.contains(*table))
             .map(|(table, held)| (table.clone(), held.clone()));
         let Some((table, held)) = next else {
             tokio::select! {
                 () = shared.chores.notified() => shared.chores_deferred.notify_one(),
-                () = sleep(CHORE_PERIOD) => {}
+                () = sleep(if failed.is_empty() { CHORE_PERIOD } else { RETRY_PAUSE }) => {}
             }
+            failed.clear();
             continue;
         };
         let result = match held.state {
             HeldState::Copied => release(&shared, &table, held.since).await,
             _ => recopy(&shared, &table, held.since).await,
         };
-        if let Err(error) = result {
-            shared.event(
-                Severity::Warning,
-                "a table could not be copied again yet; tried again, its changes are spooled meanwhile",
-                serde_json::json!({"table": format!("{}.{}", table.0, table.1), "reason": error.to_string()}),
-            );
-            sleep(RETRY_PAUSE).await;
+        match result {
+            Ok(()) => {
+                told.remove(&table);
+            }
+            Err(error) => {
+                let data = serde_json::json!({"table": format!("{}.{}", table.0, table.1), "reason": error.to_string()});
+                if told.insert(table.clone()) {
+                    let message = "a table could not be copied again yet; tried again, its changes are spooled meanwhile";
+                    shared.event(Severity::Warning, message, data);
+                } else {
+                    tracing::debug!(feed = shared.feed, %error, "a table could not be copied again yet");
+                }
+                failed.insert(table);
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use super::{
     error::Attempt,
     guard, install,
     mirror::{self, Boundary},
-    owner as identity, resync, session,
+    owner as identity, poll, resync, session,
     shared::{Phase, Shared, lock},
     stream,
 };
@@ -576,6 +576,7 @@ async fn stream_once(
     shared.oldest_us.store(0, Ordering::Release);
     let row = owner.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await.attempt("read the WAL position")?;
     let start = StartPoint { end, marker, owner: session::lsn(row.get(0))? };
+    shared.polled.store(!poll::is_captured(&owner).await?, Ordering::Release);
     let (sender, queue) = stream::queue();
     let mut applier = Applier::new(Arc::clone(shared), follower, queue, start);
     applier.load_held().await?;

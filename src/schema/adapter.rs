@@ -190,6 +190,19 @@ impl Adapter {
         Ok(found.is_some_and(|known| known.columns.iter().any(|known| known.name == column)))
     }
 
+    /// The owner's table with this oid, at the engine's place in the stream.
+    ///
+    /// # Errors
+    /// [`SchemaError`]
+    pub async fn known_table(&self, oid: i64) -> Result<Option<Table>, SchemaError> {
+        let mut guard = self.memory.lock().await;
+        let memory = match guard.take() {
+            Some(memory) => memory,
+            None => self.recall()?,
+        };
+        Ok(guard.insert(memory).catalog.tables.get(&oid).cloned())
+    }
+
     /// The owner's schema at the engine's place in the stream.
     ///
     /// # Errors
@@ -263,7 +276,12 @@ impl Adapter {
             waiting.extend(again);
             waiting.clone()
         };
-        let (adaptation, proposals) = self.decide(steps, reusable)?;
+        let (mut adaptation, proposals) = self.decide(steps, reusable)?;
+        for table in message.recopy {
+            if !adaptation.recopy.contains(&table) {
+                adaptation.recopy.push(table);
+            }
+        }
         memory.log.push(LogEntry {
             lsn,
             before: Patch {

@@ -101,6 +101,9 @@ pub struct Message {
     /// What went.
     #[serde(default, deserialize_with = "null_to_default")]
     pub dropped: Vec<Dropped>,
+    /// Schema and name of tables that took rows before this message which may have been meant otherwise. Only from looks at the catalog.
+    #[serde(default, deserialize_with = "null_to_default")]
+    pub recopy: Vec<(String, String)>,
     /// Relations as they are now.
     #[serde(default, deserialize_with = "null_to_default")]
     pub relations: Vec<Table>,

@@ -41,6 +41,8 @@ pub(super) const WAITING_BYTES_MAX: usize = 256 << 10;
 pub(super) const DRAIN_LOOK: Duration = Duration::from_millis(50);
 /// How long after `close` a session inside a transaction may go on.
 const DRAIN_GRACE: Duration = Duration::from_secs(30);
+/// How long a client may go on sending after what it was refused.
+const LINGER: Duration = Duration::from_secs(10);
 
 pub(super) static TERMINATED: Farewell =
     Farewell { code: "57P01", message: "terminating connection due to administrator command", hint: None };
@@ -87,6 +89,8 @@ pub(super) struct Relay {
     pub bounds: Bounds,
     /// The client is told this and the session ends, once what it asked for before is answered.
     farewell: Option<&'static Farewell>,
+    /// The client may still be sending what was refused.
+    lingers: bool,
     pub server_gone: bool,
     pub remembered: Option<Remembered>,
     /// Shadows that drew the read being captured, and how often each runs it.
@@ -181,6 +185,7 @@ impl Relay {
             client_reads: 0,
             bounds: Bounds::default(),
             farewell: None,
+            lingers: false,
             server_gone: false,
             remembered: None,
             drawn: Vec::new(),
@@ -214,6 +219,20 @@ impl Relay {
             let _ = tokio::time::timeout(Duration::from_secs(5), tokio::io::AsyncWriteExt::write_all(&mut self.client, &bytes)).await;
         }
         self.part_with_server().await;
+        if self.lingers && !self.client_gone {
+            let _ = tokio::time::timeout(LINGER, self.read_to_the_end()).await;
+        }
+    }
+
+    /// Closing a socket with bytes unread resets the connection, and with it goes the error that the client has not read yet (RFC 9293,
+    /// 3.6.1): what it still sends is thrown away until it has seen our end.
+    async fn read_to_the_end(&mut self) -> io::Result<()> {
+        self.from_client = BytesMut::with_capacity(16 << 10);
+        tokio::io::AsyncWriteExt::shutdown(&mut self.client).await?;
+        while tokio::io::AsyncReadExt::read_buf(&mut self.client, &mut self.from_client).await? > 0 {
+            self.from_client.clear();
+        }
+        Ok(())
     }
 
     async fn relay(&mut self) -> Result<(), io::Error> {
@@ -373,7 +392,7 @@ impl Relay {
     fn refuse_rest(&mut self, run: usize, farewell: &'static Farewell) -> Next {
         self.forward_client(run);
         self.from_client.clear();
-        (self.client_ended, self.farewell) = (true, Some(farewell));
+        (self.client_ended, self.farewell, self.lingers) = (true, Some(farewell), true);
         Next::Io
     }
 
