@@ -41,7 +41,7 @@ impl Stage {
         // The floor keeps a loaded machine's noise out; each fault is far beyond it.
         let text = format!(
             "{}\n[[database.shadow]]\nname = \"pg18\"\nurl = \"{}\"\nsample_reads = 50.0\nhedge_after = \"3s\"\n[database.shadow.revert]\n\
-             window = \"4s\"\nmin_requests = 10\nerror_rate = 20.0\nmismatch_rate = 20.0\nlatency_ratio = 4.0\nlatency_floor = \"400ms\"\n\
+             window = \"4s\"\nmin_requests = 10\nerror_rate = 20.0\nmismatch_rate = 20.0\nlatency_ratio = 4.0\nlatency_floor = \"600ms\"\n\
              max_lag = \"15s\"\n[database.shadow.shift]\nsteps = [30, 60]\nhold = \"1h\"\n",
             database_text(&source),
             url_text(&shadow.superuser_url("shop"))
@@ -152,7 +152,7 @@ async fn every_fault_of_a_shadow_takes_the_reads_back() {
     let stage = Stage::start().await;
     let load = Load::start(&stage).await;
     let slow =
-        "CREATE OR REPLACE FUNCTION weighed(int) RETURNS int LANGUAGE plpgsql STABLE AS 'BEGIN PERFORM pg_sleep(0.8); RETURN $1; END'";
+        "CREATE OR REPLACE FUNCTION weighed(int) RETURNS int LANGUAGE plpgsql STABLE AS 'BEGIN PERFORM pg_sleep(1.2); RETURN $1; END'";
     let quick = "CREATE OR REPLACE FUNCTION weighed(int) RETURNS int LANGUAGE sql STABLE AS 'SELECT $1'";
     section("slow", stage.both_steps("latency", slow, quick)).await;
     let failing = "CREATE OR REPLACE FUNCTION weighed(int) RETURNS int LANGUAGE plpgsql STABLE AS 'BEGIN RAISE EXCEPTION USING ERRCODE = ''57000''; END'";

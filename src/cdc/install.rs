@@ -348,6 +348,8 @@ pub(super) async fn drop_schema_if_unused(client: &Client) -> Result<(), CdcErro
         if used > 0 {
             return Ok(());
         }
+        // What columns of the shadow taught about values (`schema::learn`).
+        with_lock(client, &format!("DROP TABLE IF EXISTS {SCHEMA}.learnt"), "drop what was learnt about values").await?;
         let list: Vec<String> = PER_FEED.iter().map(|table| format!("{SCHEMA}.{table}")).collect();
         with_lock(client, &format!("DROP TABLE IF EXISTS {}", list.join(", ")), "drop the progress tables").await?;
     }

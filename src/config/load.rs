@@ -6,6 +6,8 @@ use super::{
     UserSource, gates, limits,
     raw::{RawAuth, RawConfig, RawCopy, RawDatabase, RawFill, RawMap, RawPool, RawProxy, RawShadow, RawTls},
 };
+mod ignore;
+
 use std::{
     collections::{BTreeMap, HashSet},
     net::SocketAddr,
@@ -224,6 +226,12 @@ impl Reader<'_> {
             copy: copy(raw.copy)?,
             schema,
             fill: raw.fill.into_iter().map(fill).collect::<Result<_, _>>()?,
+            ignore: ignore::rules(raw.ignore)?,
+            sample_per_query: match raw.sample_per_query {
+                None => 0,
+                Some(value) => u32::try_from(*value.get_ref())
+                    .or_else(|_| refuse(value.span(), "sample_per_query is a number of reads per second; 0: no limit"))?,
+            },
             map: raw.map.into_iter().map(|map| self.map(map, schema)).collect::<Result<_, _>>()?,
         })
     }
@@ -631,6 +639,11 @@ sample_reads = 10.0
             ("sample_reads = 10.0", "feed = \"mirror\"\nserve_reads = 5.0", 11, "answers no reads"),
             ("sample_reads = 10.0", "mirror_writes = \"apply\"", 10, "belongs to feed"),
             ("sample_reads = 10.0", "copy.spool_folder = \"tmp\"", 10, "whole path"),
+            ("sample_reads = 10.0", "sample_per_query = -1", 10, "per second"),
+            ("sample_reads = 10.0", "ignore = [{ name = \"a\" }]", 10, "ignores nothing"),
+            ("sample_reads = 10.0", "ignore = [{ name = \"a\", differences = [\"row\"] }]", 10, "sqlstate, columns"),
+            ("sample_reads = 10.0", "ignore = [{ name = \"a\", floats = 2.0 }]", 10, "relative error"),
+            ("sample_reads = 10.0", "ignore = [{ name = \"a\", fingerprint = \"xyz\", floats = 0.1 }]", 10, "hexadecimal"),
             ("sample_reads = 10.0", "copy.spool_max = \"1kB\"", 10, "1MB"),
             ("${SHOP_PASSWORD}", "${NOPE}", 6, "NOPE is not set"),
             ("10.0.0.2", "10.0.0.1", 9, "source itself"),

@@ -290,6 +290,40 @@ pub struct ShadowConfig {
     pub map: Vec<MapRule>,
     /// `[[database.shadow.fill]]`: values for columns that only the shadow has.
     pub fill: Vec<FillRule>,
+    /// `[[database.shadow.ignore]]`: differences of answers that are expected.
+    pub ignore: Vec<IgnoreRule>,
+    /// Reads of one statement copied per second at most; 0: as many as the percentage says.
+    pub sample_per_query: u32,
+}
+
+/// `[[database.shadow.ignore]]`: what a comparison of answers does not count. Without `fingerprint` and `tables` it concerns every
+/// statement.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct IgnoreRule {
+    /// Counted by it.
+    pub name: String,
+    /// Only this statement, as SHOW MISMATCHES writes it.
+    pub fingerprint: Option<u64>,
+    /// Only statements that name one of these tables.
+    pub tables: Vec<String>,
+    /// Columns of the answer that are not compared.
+    pub columns: Vec<String>,
+    /// Kinds of differences that are none: `sqlstate`, `columns`, `rows`, `values`, `order`, `tag`.
+    pub differences: Vec<String>,
+    /// Relative error of floats.
+    pub floats: Option<f64>,
+    /// Distance of timestamps.
+    pub times: Option<Duration>,
+}
+
+impl IgnoreRule {
+    /// A statement with this fingerprint that names these tables is concerned.
+    pub fn concerns(&self, fingerprint: u64, tables: &[String]) -> bool {
+        let bare = |name: &str| name.rsplit_once('.').map_or(name, |(_, table)| table).to_owned();
+        let same = |wanted: &String, named: &String| if wanted.contains('.') { wanted == named } else { *wanted == bare(named) };
+        self.fingerprint.is_none_or(|only| only == fingerprint)
+            && (self.tables.is_empty() || self.tables.iter().any(|wanted| tables.iter().any(|named| same(wanted, named))))
+    }
 }
 
 /// `[[database.shadow.fill]]`

@@ -144,6 +144,24 @@ pub(super) struct RawShadow {
     pub map: Vec<RawMap>,
     #[serde(default)]
     pub fill: Vec<RawFill>,
+    #[serde(default)]
+    pub ignore: Vec<RawIgnore>,
+    pub sample_per_query: Option<Spanned<i64>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawIgnore {
+    pub name: Spanned<String>,
+    pub fingerprint: Option<Spanned<String>>,
+    #[serde(default)]
+    pub tables: Vec<String>,
+    #[serde(default)]
+    pub columns: Vec<String>,
+    #[serde(default)]
+    pub differences: Vec<Spanned<String>>,
+    pub floats: Option<Spanned<f64>>,
+    pub times: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]

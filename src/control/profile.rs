@@ -142,8 +142,8 @@ pub(super) async fn measure(controller: Arc<Controller>, managed: Arc<Managed>, 
     let mut stored = Instant::now();
     let mut executions: HashMap<u64, u64> = HashMap::new();
     loop {
-        let profile = controller.config.load().proxy.profile.clone();
-        tokio::time::sleep(profile.interval).await;
+        let interval = controller.config.load().proxy.profile.interval;
+        tokio::time::sleep(interval).await;
         if controller.handed_over.load(Ordering::SeqCst) {
             continue;
         }
@@ -172,7 +172,7 @@ pub(super) async fn measure(controller: Arc<Controller>, managed: Arc<Managed>, 
         }
         if stored.elapsed() >= STORE_INTERVAL {
             stored = Instant::now();
-            store(&controller, &managed, &shadow, &statements, profile.retention);
+            store(&controller, &managed, &shadow, &statements);
         }
     }
 }
@@ -331,22 +331,31 @@ fn foretell(controller: &Controller, managed: &Managed, shadow: &ManagedShadow, 
     made
 }
 
-fn store(controller: &Controller, managed: &Managed, shadow: &ManagedShadow, statements: &[StatementProfile], retention: Duration) {
+/// Forgets what is older than `profile.retention`, for as long as the process lives.
+pub(super) async fn forget(controller: Arc<Controller>) {
+    loop {
+        tokio::time::sleep(STORE_INTERVAL).await;
+        if controller.handed_over.load(Ordering::SeqCst) {
+            continue;
+        }
+        let age_ms = i64::try_from(controller.config.load().proxy.profile.retention.as_millis()).unwrap_or(i64::MAX);
+        let repository = controller.repository.clone();
+        let forgotten = tokio::task::spawn_blocking(move || repository.forget_measures(age_ms)).await;
+        if let Ok(Err(error)) = forgotten {
+            tracing::warn!(%error, "old measurements were not removed");
+        }
+    }
+}
+
+fn store(controller: &Controller, managed: &Managed, shadow: &ManagedShadow, statements: &[StatementProfile]) {
+    if statements.is_empty() {
+        return;
+    }
     let (repository, database, name) = (controller.repository.clone(), managed.database.name.clone(), shadow.name());
     let document = json!(statements.iter().take(STORED_MAX).collect::<Vec<_>>());
-    let age_ms = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
     tokio::task::spawn_blocking(move || {
-        let kept = if statements_are_there(&document) {
-            repository.keep(MeasureKind::Profile, &database, &name, &document).map(|_| ())
-        } else {
-            Ok(())
-        };
-        if let Err(error) = kept.and_then(|()| repository.forget_measures(age_ms).map(|_| ())) {
+        if let Err(error) = repository.keep(MeasureKind::Profile, &database, &name, &document) {
             tracing::warn!(%error, "the profile was not kept");
         }
     });
-}
-
-fn statements_are_there(document: &serde_json::Value) -> bool {
-    document.as_array().is_some_and(|statements| !statements.is_empty())
 }

@@ -214,6 +214,8 @@ impl ManagedShadow {
         if wanted("sample_reads", old.sample_reads != new.sample_reads) {
             self.route.sample_reads.set(new.sample_reads);
         }
+        self.route.sample_per_query.store(new.sample_per_query, Ordering::Relaxed);
+        self.route.ignore.store(Arc::new(new.ignore.clone()));
         let as_set = self.route.serve_reads.get() == Percent::new(old.serve_reads).get();
         if wanted("serve_reads", old.serve_reads != new.serve_reads && (as_set || file_changes_serving)) {
             self.route.observations.forget(new.revert.window);

@@ -31,6 +31,7 @@ const RETRY: Duration = Duration::from_millis(500);
 
 /// Starts the tasks of all databases.
 pub(super) fn spawn_all(controller: &Arc<Controller>, tasks: &mut JoinSet<()>) {
+    tasks.spawn(super::profile::forget(controller.clone()));
     for managed in &controller.databases {
         tasks.spawn(tick(managed.clone()));
         tasks.spawn(refresh_facts(managed.clone()));

@@ -11,7 +11,7 @@
 //! - `foresee`: what a planned migration would do, before it is run
 //! - `experience`: what people here decided before, as evidence about the next suggestion. Pure
 //! - `adapter`, `steps`, `objects`, `drift`: the engine at work on servers
-//! - `model`, `synthetic`, `fill`: what rules cannot know (the value that old rows get), and plausible values for columns without data
+//! - `model`, `synthetic`, `words`, `distribution`, `learn`, `fill`: what rules cannot know (the value that old rows get), and plausible values for columns without data
 //!
 //! Deliberately absent: running the suggestions (the applier and `control` do, under savepoints and with the operator's word), row data
 //! in messages or proposals, replaying `current_query()`.
@@ -28,10 +28,12 @@ pub mod capture;
 pub mod catalog;
 mod describe;
 pub mod diff;
+pub mod distribution;
 mod drift;
 mod experience;
 mod fill;
 pub mod foresee;
+mod learn;
 pub mod mapping;
 mod message;
 pub mod model;
@@ -44,6 +46,7 @@ pub mod renames;
 pub mod rules;
 mod steps;
 pub mod synthetic;
+mod words;
 
 pub use adapter::{Adaptation, Adapter, version_difference};
 pub use drift::DriftRow;

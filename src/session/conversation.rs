@@ -864,7 +864,7 @@ impl Cycle {
     }
 
     fn note(&mut self, class: &Class, text: &[u8], parsed: u64) {
-        self.wrote |= class.kind != Kind::Read;
+        self.wrote |= class.kind != Kind::Read && !class.is_idle();
         if class.kind == Kind::SchemaChange {
             self.changes_schema = true;
             if text.len() <= SCHEMA_TEXT_MAX {

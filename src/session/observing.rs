@@ -6,9 +6,10 @@ use super::{
     relay::Relay,
 };
 use crate::{
-    sql::{Class, Kind, TransactionVerb},
+    sql::{Class, Kind, SessionEffect, TransactionVerb},
     traffic::{
-        copies::{Copy, Dropped, RehearsedStep, RehearsedTransaction, SampledRead},
+        comparator::NOISE,
+        copies::{Copy, Dropped, RehearsedStep, RehearsedTransaction, SampledRead, SampledStep, SampledTransaction},
         database::monotonic_ms,
         fence::Needed,
         mirror::{MirroredStep, MirroredTransaction},
@@ -17,7 +18,7 @@ use crate::{
     wire,
 };
 use std::{
-    sync::atomic::Ordering,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -44,6 +45,21 @@ pub(super) struct Remembered {
     began_at: crate::lsn::Lsn,
     needed: Needed,
 }
+
+/// A READ ONLY transaction whose answers are to be compared.
+pub(super) struct Reading {
+    shadows: Drawn,
+    steps: Vec<SampledStep>,
+    bytes: usize,
+    /// A statement of it has failed: what follows would only say so.
+    failed: bool,
+}
+
+/// Shadows that shall run a read, and how many times.
+pub(super) type Drawn = Vec<(Arc<ShadowRoute>, u64)>;
+
+/// Statements of a READ ONLY transaction that are copied.
+const READING_STEPS_MAX: usize = 64;
 
 /// Whether a copy would be of any use, counted where it would not: nothing is captured for a shadow that is stopped or gone.
 fn may_copy(shadow: &ShadowRoute, session: u64) -> bool {
@@ -87,32 +103,140 @@ impl Relay {
         });
     }
 
-    /// Draws whether the cycle just taken is a read to be compared.
+    /// Draws whether the cycle just taken is a read to be compared, or begins a transaction of such.
     pub(super) fn maybe_sample(&mut self) {
-        if !self.conversation.recording || self.conversation.status() != wire::backend::TransactionStatus::Idle {
+        if !self.conversation.recording {
             return;
         }
-        let route = self.database.route.load();
+        if self.reading.is_some() {
+            return self.conversation.capture_newest();
+        }
+        if self.conversation.status() != wire::backend::TransactionStatus::Idle {
+            return;
+        }
         let Some(cycle) = self.conversation.newest() else { return };
-        let is_read = !cycle.wrote && !cycle.opaque && cycle.executed.len() == 1 && cycle.executed.iter().all(|e| e.class.single);
-        if !is_read || !self.database.knows_facts() || !self.conversation.pins.is_empty() || !self.conversation.is_alone() {
+        let [executed] = cycle.executed.as_slice() else { return };
+        let begins = executed.class.kind == Kind::Transaction(TransactionVerb::Begin { read_only: true });
+        let reads = executed.class.kind == Kind::Read && !cycle.wrote;
+        if !(begins || reads) || cycle.opaque || !executed.class.single {
             return;
         }
-        let draw = &mut self.sample_draw;
-        self.drawn.clear();
-        for shadow in route.shadows.iter().filter(|shadow| shadow.in_step.load(Ordering::Relaxed)) {
-            let times = shadow.sample_reads.draw(|| draw.draw());
-            if times > 0 && may_copy(shadow, self.info.id) {
-                self.drawn.push((shadow.clone(), times));
-            }
+        let fingerprint = executed.class.fingerprint;
+        if !self.database.knows_facts() || !self.conversation.pins.is_empty() || !self.conversation.is_alone() {
+            return;
         }
-        if !self.drawn.is_empty() {
+        self.draw_shadows(fingerprint, begins);
+        if self.drawn.is_empty() {
+            return;
+        }
+        if begins {
+            let shadows = std::mem::take(&mut self.drawn);
+            self.reading = Some(Reading { shadows, steps: Vec::new(), bytes: 0, failed: false });
+        } else {
             self.conversation.capture_newest();
         }
     }
 
+    fn draw_shadows(&mut self, fingerprint: u64, whole_transaction: bool) {
+        let route = self.database.route.load();
+        let (draw, session) = (&mut self.sample_draw, self.info.id);
+        self.drawn.clear();
+        let mut now_ms = None;
+        for shadow in route.shadows.iter().filter(|shadow| shadow.in_step.load(Ordering::Relaxed)) {
+            if shadow.sample_reads.is_zero() {
+                continue;
+            }
+            let now_ms = *now_ms.get_or_insert_with(monotonic_ms);
+            if shadow.quota.is_noise(fingerprint, now_ms) {
+                shadow.observations.compare_reasons.count(NOISE);
+                continue;
+            }
+            let mut times = shadow.sample_reads.draw(|| draw.draw());
+            if times == 0 && !whole_transaction && shadow.quota.is_unseen(fingerprint, now_ms) {
+                times = 1;
+            }
+            if times == 0 || !may_copy(shadow, session) {
+                continue;
+            }
+            let per_second = shadow.sample_per_query.load(Ordering::Relaxed);
+            if shadow.quota.take(fingerprint, now_ms, per_second, shadow.queue.is_pressed(session)) {
+                self.drawn.push((shadow.clone(), times));
+            } else {
+                let observations = &shadow.observations;
+                observations.sampled.increment();
+                observations.dropped.increment();
+                observations.compare_reasons.count("dropped: a frequent statement left its place to others");
+            }
+        }
+    }
+
+    /// Adds a cycle of a READ ONLY transaction that is being copied.
+    fn read_on(&mut self, cycle: &mut Cycle, latency: Duration) {
+        let Some(reading) = &mut self.reading else { return };
+        let answer = cycle.capture.take();
+        let step = match cycle.executed.as_slice() {
+            _ if reading.failed => None,
+            // a statement prepared or closed
+            [] if !cycle.opaque && !cycle.failed => None,
+            [executed] if !cycle.opaque && executed.class.single => {
+                let class = &executed.class;
+                let (as_is, compared) = match class.kind {
+                    Kind::Transaction(TransactionVerb::Begin { .. }) => (true, false),
+                    Kind::Read => (true, true),
+                    Kind::Session(SessionEffect::DeclareCursor) => (true, class.returns_rows),
+                    // SET LOCAL, SET TRANSACTION
+                    Kind::Session(SessionEffect::Set) if class.session_effects.is_empty() => (true, false),
+                    Kind::Session(SessionEffect::Other) if class.session_effects.is_empty() => (!class.returns_rows, false),
+                    Kind::Transaction(TransactionVerb::Commit | TransactionVerb::Rollback) => (false, false),
+                    _ => return self.stop_reading("a READ ONLY transaction with statements that cannot be copied"),
+                };
+                reading.failed = cycle.failed;
+                as_is.then(|| SampledStep {
+                    operation: executed.operation.clone(),
+                    class: class.clone(),
+                    answer: answer.filter(|_| compared),
+                    owner_latency: latency,
+                })
+            }
+            _ => return self.stop_reading("a READ ONLY transaction with several statements in one message"),
+        };
+        let Some(step) = step else { return };
+        reading.bytes += step.operation.bytes();
+        if reading.bytes > TRANSACTION_BYTES_MAX || reading.steps.len() >= READING_STEPS_MAX {
+            return self.stop_reading("a READ ONLY transaction too large to be copied");
+        }
+        reading.steps.push(step);
+    }
+
+    fn stop_reading(&mut self, reason: &'static str) {
+        for (shadow, _) in self.reading.take().into_iter().flat_map(|reading| reading.shadows) {
+            shadow.observations.compare_reasons.count(reason);
+        }
+    }
+
+    /// Hands the READ ONLY transaction that has ended over.
+    fn offer_reading(&mut self) {
+        let Some(Reading { shadows, steps, .. }) = self.reading.take() else { return };
+        let needed = self.database.ticks.needed_now();
+        let transaction = SampledTransaction { identity: self.identity.clone(), steps, needed };
+        for (shadow, times) in shadows {
+            for _ in 0..times {
+                let copy = Copy::Reads(Box::new(transaction.clone()));
+                let answers = copy.answers();
+                if answers == 0 {
+                    break;
+                }
+                shadow.observations.sampled.add(answers);
+                if let Err(dropped) = shadow.queue.offer(self.info.id, copy) {
+                    shadow.observations.dropped.add(answers);
+                    shadow.observations.compare_reasons.count(dropped.as_str());
+                }
+            }
+        }
+    }
+
     pub(super) fn finished(&mut self, finished: Finished) {
-        let Finished { cycle, status, state_changed } = finished;
+        let Finished { mut cycle, status, state_changed } = finished;
         let latency = cycle.latency();
         self.database.requests.increment();
         self.info.requests.fetch_add(1, Ordering::Relaxed);
@@ -141,15 +265,17 @@ impl Relay {
             shadow.observations.shadow_outcome(latency, !cycle.failed, Instant::now());
             shadow.breaker.outcome(cycle.failed, monotonic_ms());
         }
-        if !cycle.wrote && !cycle.failed {
+        if !cycle.wrote && !cycle.failed && cycle.executed.iter().all(|executed| executed.class.kind == Kind::Read) {
             let route = self.database.route.load();
             for shadow in route.shadows.iter().filter(|shadow| shadow.serve_reads.get() > 0.0) {
                 shadow.observations.owner_outcome(latency, Instant::now());
             }
         }
+        self.read_on(&mut cycle, latency);
         self.remember(cycle, latency);
         if status == wire::backend::TransactionStatus::Idle {
             self.database.transactions.increment();
+            self.offer_reading();
             self.offer_transaction();
             if self.conversation.at_boundary() {
                 self.leave();
@@ -165,6 +291,13 @@ impl Relay {
         let alone = cycle.executed.len() == 1;
         if let Some(answer) = cycle.capture {
             let Some(executed) = cycle.executed.into_iter().next() else { return };
+            if answer.sqlstate.as_deref() == Some("57014") {
+                // cancelled, or out of time: a shadow shall not do for nobody what the owner has given up
+                for (shadow, _) in self.drawn.drain(..) {
+                    shadow.observations.compare_reasons.count("not copied: the client has cancelled it");
+                }
+                return;
+            }
             // what other sessions committed before this answer may be in it as well
             let needed = self.database.ticks.needed_now();
             for (shadow, times) in self.drawn.drain(..) {
@@ -221,6 +354,17 @@ impl Relay {
                 Kind::Transaction(TransactionVerb::Commit) => continue,
                 Kind::Transaction(TransactionVerb::Prepared) => remembered.left_out = Some("two-phase commit"),
                 Kind::Transaction(_) | Kind::Read => {}
+                // SHOW, the catalog, currval(): answered by the owner alone, and nothing depends on it
+                Kind::Session(SessionEffect::Other) if is_answered_by_owner(&executed.class) => continue,
+                // SET CONSTRAINTS: what follows may depend on it
+                Kind::Session(SessionEffect::Other) if executed.class.is_idle() && executed.class.single => {}
+                // SET LOCAL ends with the transaction, here and there; cursors too
+                Kind::Session(SessionEffect::Set) if executed.class.session_effects.is_empty() && executed.class.single => {}
+                Kind::Session(SessionEffect::DeclareCursor) if executed.class.single => {}
+                Kind::Session(SessionEffect::AdvisoryLock) => remembered.left_out = Some("advisory locks belong to the session"),
+                Kind::Session(SessionEffect::Other) => remembered.left_out = Some("reads what is not replicated"),
+                Kind::SchemaChange => remembered.left_out = Some("schema changes reach the shadow with the feed"),
+                Kind::Copy => remembered.left_out = Some("COPY: its data are not remembered"),
                 _ if !executed.class.single => remembered.left_out = Some("several statements in one message"),
                 _ if !executed.class.rehearsable => remembered.left_out = executed.class.left_out.or(Some("cannot be rolled back")),
                 _ => {}
@@ -304,6 +448,13 @@ impl Relay {
             }
         }
     }
+}
+
+/// SHOW, `currval()`, a query of the catalog.
+fn is_answered_by_owner(class: &Class) -> bool {
+    class.session_effects.is_empty()
+        && class.returns_rows
+        && class.tables.iter().all(|table| ["pg_", "information_schema."].iter().any(|catalog| table.starts_with(catalog)))
 }
 
 /// Why a statement cannot be run again elsewhere and committed there.

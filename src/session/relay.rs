@@ -94,7 +94,9 @@ pub(super) struct Relay {
     pub server_gone: bool,
     pub remembered: Option<Remembered>,
     /// Shadows that drew the read being captured, and how often each runs it.
-    pub drawn: Vec<(Arc<ShadowRoute>, u64)>,
+    pub drawn: super::observing::Drawn,
+    /// The READ ONLY transaction that is being copied.
+    pub reading: Option<super::observing::Reading>,
     /// The running transaction has changed the schema.
     pub schema_changed: bool,
     closing_since: Option<Instant>,
@@ -189,6 +191,7 @@ impl Relay {
             server_gone: false,
             remembered: None,
             drawn: Vec::new(),
+            reading: None,
             schema_changed: false,
             closing_since: None,
             serve_draw,

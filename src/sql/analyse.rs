@@ -1,7 +1,7 @@
 //! From a parse tree to a [`Class`]. Pure: the facts come in as an argument.
 
 use super::{
-    Class, Kind, SessionEffect, TransactionVerb,
+    Class, Kind, OrderKey, SessionEffect, TransactionVerb,
     facts::{CatalogFacts, Relation, STAYS},
     names::{depends_on_row_order, is_about_this_server, is_harmless, is_schema_change, unrehearsable},
     tree::Tree,
@@ -35,6 +35,7 @@ pub(super) fn class(text: &str, shown: Arc<str>, facts: &CatalogFacts) -> Option
     let kind = kind.unwrap_or(STAYS);
     let single = statements.len() == 1;
     let outermost = statements.last().map_or(&Tree::Empty, |statement| statement.get("stmt"));
+    let cut = !outermost.get("sort_clause").is_empty() && is_cut(outermost);
     let left_out = match kind {
         Kind::Write => walk.left_out.or((!single).then_some("several statements in one string")),
         Kind::Unknown => Some(walk.left_out.unwrap_or("its effect is not known")),
@@ -49,6 +50,9 @@ pub(super) fn class(text: &str, shown: Arc<str>, facts: &CatalogFacts) -> Option
         text: shown,
         ordered: !outermost.get("sort_clause").is_empty(),
         limited: walk.limited,
+        cut,
+        cut_inside: walk.cuts > usize::from(cut),
+        asks_time: walk.asks_time,
         tables: walk.tables,
         returns_rows: walk.returns_rows,
         rehearsable: kind == Kind::Write && single && walk.rehearsal_target && left_out.is_none(),
@@ -58,7 +62,47 @@ pub(super) fn class(text: &str, shown: Arc<str>, facts: &CatalogFacts) -> Option
 
 /// What kind a SELECT in a definition is.
 pub(super) fn reads_only(text: &str, facts: &CatalogFacts) -> Option<Kind> {
-    class(text, Arc::from(""), facts).filter(|class| class.single).map(|class| class.kind)
+    definition(text, facts).map(|(kind, _)| kind)
+}
+
+/// What kind a SELECT in a definition is, and whether its rows are not determined by the data alone.
+pub(super) fn definition(text: &str, facts: &CatalogFacts) -> Option<(Kind, bool)> {
+    let class = class(text, Arc::from(""), facts).filter(|class| class.single)?;
+    Some((class.kind, class.limited || class.cut || class.cut_inside))
+}
+
+/// LIMIT, OFFSET or FETCH; WITH TIES leaves nothing open.
+fn is_cut(select: &Tree) -> bool {
+    let with_ties = select.get("limit_option").int() == i64::from(pg_query::protobuf::LimitOption::WithTies as i32);
+    !with_ties && !select.get("limit_count").is_empty() || !select.get("limit_offset").is_empty()
+}
+
+/// What the answer shows of an ORDER BY.
+pub(super) fn order_keys(select: &Tree) -> Vec<OrderKey> {
+    let key = |item: &Tree| {
+        let node = item.get("node");
+        let position = node.get("val").get("ival").int();
+        let column = node.get("fields");
+        match node.name() {
+            "AConst" => usize::try_from(position - 1).map_or(OrderKey::Hidden, OrderKey::Position),
+            "ColumnRef" if column.last_string().is_empty() => OrderKey::Hidden,
+            "ColumnRef" if column.items().len() > 1 && is_renamed(select, column.last_string()) => OrderKey::Hidden,
+            "ColumnRef" => OrderKey::Name(column.last_string().to_owned()),
+            _ => OrderKey::Hidden,
+        }
+    };
+    select.get("sort_clause").items().iter().map(key).collect()
+}
+
+/// The answer's column of that name may be something else than the table's.
+fn is_renamed(select: &Tree, name: &str) -> bool {
+    select.get("target_list").items().iter().any(|target| {
+        let (alias, value) = (target.get("name").text(), target.get("val"));
+        match value.name() {
+            "ColumnRef" => alias == name && value.get("fields").last_string() != name,
+            _ => alias == name || alias.is_empty() && value.get("funcname").last_string() == name,
+        }
+    })
 }
 
 /// The relations that a definition names.
@@ -74,6 +118,9 @@ struct Walk<'a> {
     tables: Vec<String>,
     ctes: Vec<String>,
     limited: bool,
+    /// SELECTs, windows and aggregates whose rows are cut or taken in an order.
+    cuts: usize,
+    asks_time: bool,
     returns_rows: bool,
     rehearsal_target: bool,
     left_out: Option<&'static str>,
@@ -88,6 +135,8 @@ impl<'a> Walk<'a> {
             tables: Vec::new(),
             ctes: Vec::new(),
             limited: false,
+            cuts: 0,
+            asks_time: false,
             returns_rows: false,
             rehearsal_target: false,
             left_out: None,
@@ -281,6 +330,7 @@ impl<'a> Walk<'a> {
                 }
             }
             "RangeTableSample" => self.limited = true,
+            "SqlvalueFunction" | "SqlValueFunction" => self.asks_time = true,
             name if is_harmless(name) => {}
             _ => self.at_least(Kind::Unknown),
         }
@@ -289,9 +339,10 @@ impl<'a> Walk<'a> {
 
     fn select(&mut self, tree: &Tree) {
         let unordered = tree.get("sort_clause").is_empty();
-        let limited = !tree.get("limit_count").is_empty() || !tree.get("limit_offset").is_empty();
+        let cut = is_cut(tree);
         let distinct_on = tree.get("distinct_clause").items().iter().any(|item| !item.is_empty());
-        self.limited |= unordered && (limited || distinct_on);
+        self.limited |= unordered && (cut || distinct_on);
+        self.cuts += usize::from(!unordered && cut) + usize::from(!unordered && distinct_on);
         if self.facts.hidden_volatility() {
             self.at_least(Kind::Write);
         }
@@ -307,6 +358,7 @@ impl<'a> Walk<'a> {
         }
         match self.facts.relation(schema, name) {
             Some(Relation::Readable) => {}
+            Some(Relation::Vague) => self.limited = true,
             Some(Relation::Refused(kind)) => self.at_least(kind),
             Some(Relation::Foreign) => {
                 self.at_least(STAYS);
@@ -323,10 +375,16 @@ impl<'a> Walk<'a> {
 
     fn function(&mut self, tree: &Tree) {
         let name = tree.get("funcname").last_string();
-        self.limited |= depends_on_row_order(name)
-            && tree.get("agg_order").is_empty()
-            && tree.get("over").get("order_clause").is_empty()
-            && tree.get("agg_within_group").is_empty();
+        self.asks_time |= matches!(name, "now" | "transaction_timestamp" | "statement_timestamp" | "age");
+        if depends_on_row_order(name) {
+            let over = tree.get("over");
+            let ordered = !tree.get("agg_order").is_empty()
+                || !over.get("order_clause").is_empty()
+                || !over.get("name").is_empty()
+                || !tree.get("agg_within_group").is_empty();
+            self.limited |= !ordered;
+            self.cuts += usize::from(ordered);
+        }
         if let Some(reason) = unrehearsable(name) {
             self.leave_out(reason);
         }
@@ -340,6 +398,8 @@ impl<'a> Walk<'a> {
                 let kind = self.session(SessionEffect::Other);
                 return self.at_least(kind);
             }
+            // What it takes from the sequence a rollback does not give back; the feed keeps a shadow's sequences ahead.
+            "nextval" => self.rehearsal_target = true,
             _ if name.starts_with("pg_advisory_") || name.starts_with("pg_try_advisory_") => {
                 if !name.contains("_xact_") {
                     self.effect(SessionEffect::AdvisoryLock);

@@ -32,6 +32,8 @@ pub struct CatalogFacts {
 pub(super) enum Relation {
     /// An ordinary, replicated table, or a view over such.
     Readable,
+    /// As `Readable`, a view whose rows are not determined by the data: LIMIT, DISTINCT ON, row_number().
+    Vague,
     /// Reading it makes the statement at least this.
     Refused(Kind),
     /// As `Refused`, and a write to it cannot be rehearsed: it is elsewhere.
@@ -46,7 +48,10 @@ impl Relation {
         match (self, other) {
             (Relation::Foreign, _) | (_, Relation::Foreign) => Relation::Foreign,
             (Relation::Refused(a), Relation::Refused(b)) => Relation::Refused(a.or_stronger(b)),
-            (Relation::Refused(a), Relation::Readable) | (Relation::Readable, Relation::Refused(a)) => Relation::Refused(a),
+            (Relation::Refused(a), Relation::Readable | Relation::Vague) | (Relation::Readable | Relation::Vague, Relation::Refused(a)) => {
+                Relation::Refused(a)
+            }
+            (Relation::Vague, _) | (_, Relation::Vague) => Relation::Vague,
             (Relation::Readable, Relation::Readable) => Relation::Readable,
         }
     }
@@ -139,9 +144,10 @@ impl CatalogFacts {
             for (schema, name, texts) in ready {
                 let mut relation = Relation::Readable;
                 for text in &texts {
-                    match analyse::reads_only(text, self) {
-                        Some(Kind::Read) => {}
-                        Some(kind) => relation = relation.worse(Relation::Refused(kind)),
+                    match analyse::definition(text, self) {
+                        Some((Kind::Read, false)) => {}
+                        Some((Kind::Read, true)) => relation = relation.worse(Relation::Vague),
+                        Some((kind, _)) => relation = relation.worse(Relation::Refused(kind)),
                         None => relation = relation.worse(Relation::Refused(Kind::Unknown)),
                     }
                 }

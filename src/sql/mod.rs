@@ -21,6 +21,7 @@ mod classifier;
 mod facts;
 mod names;
 mod normalise;
+mod ties;
 mod translate;
 mod tree;
 
@@ -29,6 +30,7 @@ mod tests;
 
 pub use classifier::{Classifier, Later, LookUp};
 pub use facts::CatalogFacts;
+pub use ties::{order_of, with_ties};
 pub use translate::{Names, TableNames, Theirs};
 
 use std::sync::Arc;
@@ -122,8 +124,14 @@ pub struct Class {
     /// The outermost SELECT has ORDER BY: answers compare in order, else as multisets. (Ties may still come in any order.)
     pub ordered: bool,
     /// The answer is not determined by the data: LIMIT/OFFSET/FETCH or DISTINCT ON without ORDER BY, TABLESAMPLE, an
-    /// order-sensitive aggregate or window function without an order.
+    /// order-sensitive aggregate or window function without an order; directly or in a view.
     pub limited: bool,
+    /// The outermost SELECT is ordered and cut (LIMIT, OFFSET, FETCH): rows that tie at the cut may differ.
+    pub cut: bool,
+    /// As `cut`, somewhere inside: a subquery, DISTINCT ON, a window or an aggregate with an order.
+    pub cut_inside: bool,
+    /// Asks for the time: `now()`, CURRENT_TIMESTAMP.
+    pub asks_time: bool,
     /// Relations named, as written (`schema.table` or `table`), without repetition, CTEs left out.
     pub tables: Vec<String>,
     /// Sends rows: SELECT, VALUES, SHOW, RETURNING.
@@ -134,6 +142,17 @@ pub struct Class {
     pub left_out: Option<&'static str>,
 }
 
+/// One expression of an ORDER BY.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum OrderKey {
+    /// The answer's column of this number, from 0.
+    Position(usize),
+    /// The answer's column of this name, if there is exactly one.
+    Name(String),
+    /// It is not in the answer, or cannot be found there.
+    Hidden,
+}
+
 /// Longest `Class::text`, in characters: enough to recognise a statement, little enough for a table on a screen.
 pub const TEXT_CHARS_MAX: usize = 300;
 
@@ -141,6 +160,12 @@ impl Class {
     /// The class of a statement that was never looked at (too large, or streamed through).
     pub fn unclassified() -> Arc<Self> {
         Arc::new(Class::unknown(0, Arc::from("(not looked at)"), "too large to be looked at"))
+    }
+
+    /// Changes nothing anywhere, though it says nothing that could be compared either: SHOW, currval(), what a built-in function
+    /// tells about this server. A relation may be a view that was created a moment ago, and is not looked through here.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.kind, Kind::Session(SessionEffect::Other)) && self.session_effects.is_empty() && self.tables.is_empty()
     }
 
     /// The class of what could not be understood.
@@ -153,6 +178,9 @@ impl Class {
             text,
             ordered: false,
             limited: false,
+            cut: false,
+            cut_inside: false,
+            asks_time: false,
             tables: Vec::new(),
             returns_rows: false,
             rehearsable: false,

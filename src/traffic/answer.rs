@@ -24,9 +24,21 @@ pub struct Answer {
     pub tags: Vec<Bytes>,
     /// SQLSTATE of the error, if it failed.
     pub sqlstate: Option<String>,
+    /// The rows themselves, for an answer that is looked at row by row.
+    kept: Option<Kept>,
     /// Some column is of a user's type in binary format, in which oids are embedded: not comparable by bytes.
     pub binary_user_type: bool,
 }
+
+/// Bodies of DataRows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Kept {
+    rows: Vec<Bytes>,
+    bytes: usize,
+}
+
+/// An answer that is kept row by row may be this large: one per worker at a time.
+const KEPT_BYTES_MAX: usize = 2 << 20;
 
 /// Why two answers differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +58,18 @@ pub enum Difference {
 }
 
 impl Difference {
+    /// As a rule in proxy.toml names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Difference::Sqlstate => "sqlstate",
+            Difference::Columns => "columns",
+            Difference::RowCount => "rows",
+            Difference::Values => "values",
+            Difference::Order => "order",
+            Difference::Tag => "tag",
+        }
+    }
+
     /// For people.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -60,6 +84,16 @@ impl Difference {
 }
 
 impl Answer {
+    /// An answer that keeps its rows, up to 2 MiB.
+    pub fn keeping() -> Self {
+        Answer { kept: Some(Kept::default()), ..Answer::default() }
+    }
+
+    /// The rows, as the bodies of their messages; `None`: not kept, or too many.
+    pub fn kept(&self) -> Option<&[Bytes]> {
+        self.kept.as_ref().map(|kept| &kept.rows[..])
+    }
+
     /// Takes in one message of the answer; others than RowDescription, DataRow, CommandComplete and ErrorResponse are ignored.
     pub fn take_in(&mut self, message: &Message) {
         match message.tag {
@@ -74,10 +108,28 @@ impl Answer {
                     self.columns = Some(described.map(|(name, oid)| (Bytes::copy_from_slice(&name), oid)).collect());
                 }
             }
-            b'D' => self.row(&message.body),
+            b'D' => {
+                self.row(&message.body);
+                self.keep(&message.body);
+            }
             b'C' => self.tags.push(Bytes::copy_from_slice(&backend::command_tag(&message.body))),
             b'E' => self.sqlstate = Some(backend::ErrorFields::parse(&message.body).code),
             _ => {}
+        }
+    }
+
+    /// Keeps the hashes only.
+    pub fn forget_rows(&mut self) {
+        self.kept = None;
+    }
+
+    fn keep(&mut self, body: &Bytes) {
+        let Some(kept) = &mut self.kept else { return };
+        kept.bytes += body.len() + size_of::<Bytes>();
+        if kept.bytes > KEPT_BYTES_MAX {
+            self.kept = None;
+        } else {
+            kept.rows.push(Bytes::copy_from_slice(body));
         }
     }
 

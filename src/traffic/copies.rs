@@ -31,6 +31,15 @@ pub enum Operation {
 }
 
 impl Operation {
+    /// The statement.
+    pub fn text(&self) -> Option<&str> {
+        let text = match self {
+            Operation::Simple(text) => text,
+            Operation::Extended { parse, .. } => &parse.query,
+        };
+        std::str::from_utf8(text).ok()
+    }
+
     /// Bytes that the copy holds.
     pub fn bytes(&self) -> usize {
         match self {
@@ -80,6 +89,30 @@ pub struct SampledRead {
     pub times: u64,
 }
 
+/// One statement of a READ ONLY transaction.
+#[derive(Clone, Debug)]
+pub struct SampledStep {
+    /// What.
+    pub operation: Operation,
+    /// What it is.
+    pub class: Arc<Class>,
+    /// What the client got, where that is compared.
+    pub answer: Option<Answer>,
+    /// How long the owner took.
+    pub owner_latency: Duration,
+}
+
+/// A READ ONLY transaction whose answers are to be compared.
+#[derive(Clone, Debug)]
+pub struct SampledTransaction {
+    /// Who.
+    pub identity: Arc<Identity>,
+    /// Statements, with BEGIN and without COMMIT.
+    pub steps: Vec<SampledStep>,
+    /// The shadow must have passed this tick before it is asked.
+    pub needed: Needed,
+}
+
 /// One statement of a write transaction, with what the owner answered.
 #[derive(Clone, Debug)]
 pub struct RehearsedStep {
@@ -111,8 +144,21 @@ pub struct RehearsedTransaction {
 pub enum Copy {
     /// Compare.
     Read(Box<SampledRead>),
+    /// Compare all of them.
+    Reads(Box<SampledTransaction>),
     /// Rehearse.
     Write(Box<RehearsedTransaction>),
+}
+
+impl Copy {
+    /// How many answers are to be compared.
+    pub fn answers(&self) -> u64 {
+        match self {
+            Copy::Read(_) => 1,
+            Copy::Reads(transaction) => transaction.steps.iter().filter(|step| step.answer.is_some()).count() as u64,
+            Copy::Write(_) => 0,
+        }
+    }
 }
 
 /// Most copies waiting per worker; with the byte budget this bounds memory.
@@ -195,6 +241,11 @@ impl CopyQueue {
         self.worker(session).is_some_and(|worker| worker.capacity() > 0)
     }
 
+    /// The queue of this session is more than half full.
+    pub fn is_pressed(&self, session: u64) -> bool {
+        self.worker(session).is_some_and(|worker| worker.capacity() < QUEUE_LENGTH_MAX / 2)
+    }
+
     fn worker(&self, session: u64) -> Option<&mpsc::Sender<(Copy, Permit)>> {
         self.workers.get(session as usize % self.workers.len().max(1))
     }
@@ -208,6 +259,7 @@ impl CopyQueue {
         const OVERHEAD: usize = 512;
         let bytes = match &copy {
             Copy::Read(read) => read.operation.bytes(),
+            Copy::Reads(reads) => reads.steps.iter().map(|step| step.operation.bytes() + OVERHEAD).sum(),
             Copy::Write(write) => write.steps.iter().map(|step| step.operation.bytes() + OVERHEAD).sum(),
         };
         let permit = self.budget.take(bytes + OVERHEAD).ok_or(Dropped::BudgetFull)?;

@@ -12,7 +12,7 @@ const STEPS: [f64; 4] = [5.0, 25.0, 50.0, 100.0];
 fn shift() -> ShiftConfig {
     ShiftConfig {
         steps: STEPS.to_vec(),
-        hold: Duration::from_secs(5),
+        hold: Duration::from_secs(3),
         min_served: 20,
         order: Default::default(),
         calendar: Default::default(),
@@ -43,7 +43,7 @@ impl Server {
         if self.chance.f64() < 0.002 {
             us *= 20.0; // a checkpoint, a cold page
         }
-        if self.chance.f64() < 0.000_01 {
+        if self.chance.f64() < 0.000_005 {
             self.stalled_until = at + Duration::from_millis(self.chance.u64(20..120));
         }
         Duration::from_micros(us as u64) + self.stalled_until.saturating_sub(at)
@@ -92,7 +92,7 @@ fn play(seed: u64, fault: Option<(Fault, f64)>) -> Run {
     let (mut ladder, mut share) = Ladder::start(&shift, start);
     let (mut served, mut reached) = (0, Duration::ZERO);
     let mut run = Run { decisions: Vec::new(), began: None };
-    for read in 0..25_000_u64 {
+    for read in 0..16_000_u64 {
         let at = Duration::from_millis(read);
         let now = start + at;
         if let Some((_, step)) = fault

@@ -5,16 +5,17 @@ use super::{
     fence::{Fence, Needed},
     mirror::Mirror,
     observations::Observations,
+    quota::Quota,
     rehearsal::Freshness,
 };
 use crate::{
-    config::{Consistency, ServerUrl},
+    config::{Consistency, IgnoreRule, ServerUrl},
     wire::frontend::Parse,
 };
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -63,6 +64,12 @@ pub struct ShadowRoute {
     pub mirror: Mirror,
     /// Where copies go.
     pub queue: CopyQueue,
+    /// Which reads of the share are copied.
+    pub quota: Quota,
+    /// Reads of one statement copied per second at most; 0: no limit.
+    pub sample_per_query: AtomicU32,
+    /// Differences of answers that are expected.
+    pub ignore: arc_swap::ArcSwap<Vec<IgnoreRule>>,
     /// What was seen.
     pub observations: Observations,
     /// Stops serving for a moment after failures in a row, before the judge has spoken.
@@ -110,6 +117,12 @@ impl Percent {
     #[inline]
     pub fn hundredths(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+
+    /// Nothing is drawn.
+    #[inline]
+    pub fn is_zero(&self) -> bool {
+        self.hundredths() == 0
     }
 
     /// How many times this one counts, given chance as a number in 0..10,000: 250 % gives 2 or 3.

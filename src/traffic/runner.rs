@@ -59,12 +59,14 @@ pub struct Runner {
     connections: HashMap<Arc<Identity>, Prepared>,
     refused: HashMap<Arc<Identity>, Instant>,
     limit: Duration,
+    /// Answers keep their rows.
+    keeping: bool,
 }
 
 impl Runner {
     /// For a server; `set_up` is run on each new connection; `limit` bounds every operation.
     pub fn new(database: Arc<Database>, target: Arc<Target>, set_up: &'static str, limit: Duration) -> Self {
-        Runner { database, target, set_up, connections: HashMap::new(), refused: HashMap::new(), limit }
+        Runner { database, target, set_up, connections: HashMap::new(), refused: HashMap::new(), limit, keeping: false }
     }
 
     /// Follows a change of owner.
@@ -74,6 +76,11 @@ impl Runner {
             self.connections.clear();
             self.refused.clear();
         }
+    }
+
+    /// Whether answers to come keep their rows.
+    pub fn keep_rows(&mut self, keeping: bool) {
+        self.keeping = keeping;
     }
 
     /// Closes everything.
@@ -112,8 +119,9 @@ impl Runner {
         let Some(prepared) = self.connections.get_mut(identity) else {
             return Err(RunError::Connection);
         };
+        let answer = if self.keeping { Answer::keeping() } else { Answer::default() };
         let (pid, key) = prepared.connection.key.clone();
-        match tokio::time::timeout(self.limit, run_on(prepared, operation)).await {
+        match tokio::time::timeout(self.limit, run_on(prepared, operation, answer)).await {
             Ok(Ok(result)) => Ok(result),
             Ok(Err(error)) => {
                 tracing::debug!(server = %self.target.name, %error, "a copy could not be run");
@@ -181,7 +189,7 @@ fn own_parameters(identity: &Identity) -> Vec<(&[u8], &[u8])> {
     theirs.map(|(name, value)| (&name[..], &value[..])).chain([(&b"application_name"[..], &b"understudy copies"[..])]).collect()
 }
 
-async fn run_on(prepared: &mut Prepared, operation: &Operation) -> Result<(Answer, Duration), BackendError> {
+async fn run_on(prepared: &mut Prepared, operation: &Operation, mut answer: Answer) -> Result<(Answer, Duration), BackendError> {
     let mut request = BytesMut::new();
     match operation {
         Operation::Simple(text) => frontend::put_query(&mut request, text),
@@ -212,7 +220,6 @@ async fn run_on(prepared: &mut Prepared, operation: &Operation) -> Result<(Answe
     }
     let began = Instant::now();
     prepared.connection.send(&request).await?;
-    let mut answer = Answer::default();
     loop {
         let message = prepared.connection.receive().await?;
         match message.tag {
