@@ -6,6 +6,7 @@ use divan::{Bencher, black_box, counter::BytesCount, counter::ItemsCount};
 use understudy::{
     schema::{
         catalog::Column,
+        distribution::Learnt,
         synthetic::{Facts, Generator},
     },
     session::conversation::Conversation,
@@ -131,15 +132,22 @@ fn comparison(bencher: Bencher) {
     bencher.bench(|| black_box(&answer).difference(black_box(&other), true));
 }
 
-/// Values for a column without data: a list of 10,000 parents, words of a name, a frequency table, whole numbers, unique texts. The bar is
+/// Values for a column without data: a list of 10,000 parents, words of a name, a frequency table, a learnt histogram, a learnt format, whole numbers, unique texts. The bar is
 /// 500,000 values per second and core.
-#[divan::bench(args = ["parents", "email", "shares", "integer", "unique"])]
+#[divan::bench(args = ["parents", "email", "shares", "histogram", "format", "integer", "unique"])]
 fn synthetic_1000_values(bencher: Bencher, kind: &str) {
     let (type_name, facts) = match kind {
         "parents" => ("text", Facts { parents: Some((0..10_000).map(|key| format!("parent-{key}")).collect()), ..Facts::default() }),
         "shares" => {
             let shares = [("a", 0.5), ("b", 0.3), ("c", 0.2)].map(|(value, share)| (value.to_owned(), share)).to_vec();
-            ("text", Facts { sister: Some((shares, 0.1)), ..Facts::default() })
+            ("text", Facts { learnt: Some(Learnt { nulls: 0.1, frequent: shares, ..Learnt::default() }), ..Facts::default() })
+        }
+        "histogram" | "format" => {
+            let rows: Vec<_> = (0..10_000u32)
+                .map(|at| (Some(format!("INV-{:06}-x", at.wrapping_mul(2_654_435_761) % 1_000_000)), Some(f64::from(at * at))))
+                .collect();
+            let type_name = if kind == "format" { "text" } else { "bigint" };
+            (type_name, Facts { learnt: Some(Learnt::from_sample(&rows)), ..Facts::default() })
         }
         "integer" => ("integer", Facts::default()),
         "unique" => ("text", Facts { unique: true, integer_key: true, ..Facts::default() }),

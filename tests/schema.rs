@@ -531,6 +531,69 @@ async fn the_data_and_the_people_of_this_database_count() {
     );
 }
 
+/// At 10,000 rows: distributions, formats, NULLs, checks and the order of moments as in a column of the same name elsewhere; the same row gets the
+/// same value although that column has changed since.
+#[tokio::test]
+async fn synthetic_values_are_like_those_of_a_column_of_the_same_name() {
+    let setup = "
+        CREATE TABLE sale (id int PRIMARY KEY, points int, price numeric(10,2), serial text, kind text, at timestamptz, created_at timestamptz);
+        CREATE TABLE other (id int PRIMARY KEY, created_at timestamptz NOT NULL);
+        INSERT INTO sale SELECT g, (g * 7919 % 10000)::bigint * (g * 7919 % 10000) / 1000, (g * 31 % 10000) / 7.0, 'INV-' || lpad((g * 77 % 99991)::text, 5, '0') || 'x',
+            CASE WHEN g % 5 = 0 THEN NULL WHEN g % 3 = 0 THEN 'a' WHEN g % 7 < 5 THEN 'b' WHEN g = 13 THEN 'Jane Roe' ELSE 'c' END,
+            '2020-01-01'::timestamptz + (g * g / 50000) * interval '1 hour', '2024-01-01' FROM generate_series(1, 10000) g;
+        INSERT INTO other SELECT g, '2024-05-05'::timestamptz + g * interval '1 minute' FROM generate_series(1, 10000) g";
+    let bench = Bench::new("like_a_sister", setup).await;
+    let columns = "ALTER TABLE other ADD points int CHECK (points >= 10), ADD price numeric(10,2), ADD serial text, ADD kind text, ADD at timestamptz, ADD updated_at timestamptz, ADD qty int CHECK (qty > 0 AND qty <= 20)";
+    bench.shadow.batch_execute(columns).await.unwrap();
+    for _ in 0..2 {
+        bench.adapter.shadow_drift(&bench.source, &bench.shadow).await.unwrap();
+    }
+    let proposals = bench.proposals("fill_column");
+    assert_eq!(proposals.len(), 7, "{proposals:#?}");
+    let fill = async || {
+        for proposal in &proposals {
+            bench.adapter.fill(proposal, &bench.shadow).await.unwrap();
+        }
+        let digest = "SELECT md5(string_agg(o::text, '|' ORDER BY id)) FROM other o";
+        bench.shadow.query_one(digest, &[]).await.unwrap().get::<_, String>(0)
+    };
+    let filled = fill().await;
+    let number = async |sql: &str| bench.shadow.query_one(sql, &[]).await.unwrap().get::<_, f64>(0);
+    for column in ["points", "price", "extract(epoch FROM at)"] {
+        // Kolmogorov-Smirnov: the largest distance of the two distribution functions, at every value of either
+        let sql = format!(
+            "WITH v AS (SELECT {column}::float8 AS x, 1 AS mine FROM other UNION ALL SELECT {column}::float8, 0 FROM sale),
+               f AS (SELECT x, sum(mine) OVER w / 10000.0 AS f, sum(1 - mine) OVER w / 10000.0 AS g FROM v WINDOW w AS (ORDER BY x))
+             SELECT max(abs(f - g))::float8 FROM f"
+        );
+        let distance = number(&sql).await;
+        assert!(distance <= 0.05, "{column}: {distance}");
+    }
+    let variation = "WITH a AS (SELECT kind, count(*) / sum(count(*)) OVER () AS p FROM other WHERE kind IS NOT NULL GROUP BY 1),
+        b AS (SELECT kind, count(*) / sum(count(*)) OVER () AS p FROM sale WHERE kind IS NOT NULL GROUP BY 1)
+        SELECT (sum(abs(coalesce(a.p, 0) - coalesce(b.p, 0))) / 2)::float8 FROM a FULL JOIN b USING (kind)";
+    assert!(number(variation).await <= 0.05);
+    assert!((number("SELECT (count(*) FILTER (WHERE kind IS NULL) / 10000.0)::float8 FROM other").await - 0.2).abs() <= 0.01);
+    for wrong in [
+        "kind NOT IN ('a', 'b', 'c')",
+        "serial !~ '^INV-[0-9]{5}x$'",
+        "updated_at < created_at",
+        "updated_at IS NULL",
+        "qty IS NULL",
+        "points < 10",
+    ] {
+        assert_eq!(number(&format!("SELECT count(*)::float8 FROM other WHERE {wrong}")).await, 0.0, "{wrong}");
+    }
+
+    bench.shadow.batch_execute("UPDATE sale SET points = 5, price = 1, serial = 'x', kind = 'z', at = now()").await.unwrap();
+    bench
+        .shadow
+        .batch_execute("UPDATE other SET points = NULL, price = NULL, serial = NULL, kind = NULL, at = NULL WHERE id % 2 = 0")
+        .await
+        .unwrap();
+    assert_eq!(fill().await, filled, "the same row got another value");
+}
+
 /// AdaptSchema: DATA_TYPE_CHANGED → conversion possible → suggested, otherwise a conflict reported.
 #[tokio::test]
 async fn adapt_schema_data_type_changed() {

@@ -92,3 +92,35 @@ async fn a_persons_sql_is_tried_first_and_half_of_it_never_stays() {
     assert!(open(&repository).is_empty(), "{:?}", open(&repository));
     feed.stop().await;
 }
+
+/// A build that failed and was forgotten: meanwhile the owner has dropped the index.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_that_the_owner_no_longer_has_is_not_built() {
+    let (source, shadow) = (Server::start(15, ""), Server::start(18, ""));
+    let (owner, follower) = (source.create("stale").await, shadow.create("stale").await);
+    owner.batch_execute("CREATE TABLE a (id int PRIMARY KEY, n int); INSERT INTO a VALUES (1, 1)").await.unwrap();
+    let repository = Repository::in_memory().unwrap();
+    let feed = start(&spec(&source, &shadow, "stale"), Start::Copy, &repository);
+    streaming(&feed).await;
+    follower.batch_execute("INSERT INTO a VALUES (1000, 7), (1001, 7)").await.unwrap();
+    owner.batch_execute("CREATE UNIQUE INDEX gone ON a (n); CREATE UNIQUE INDEX kept ON a (n)").await.unwrap();
+    let failed = async || open(&repository).iter().filter(|one| one.state == ProposalState::Failed).count() == 2;
+    eventually("both builds failed", failed).await;
+    owner.batch_execute("DROP INDEX gone").await.unwrap();
+    catch_up(&feed, &owner).await;
+    follower.batch_execute("DELETE FROM a WHERE id >= 1000").await.unwrap();
+
+    for one in open(&repository) {
+        let answer = feed.approve(&one, None, "anna").await;
+        if one.draft.change.contains("gone") {
+            let refused = answer.unwrap_err().to_string();
+            assert!(refused.contains("the owner dropped or renamed it meanwhile"), "{refused}");
+            assert_eq!(repository.proposal(one.id).unwrap().state, ProposalState::Superseded);
+        } else {
+            answer.unwrap();
+        }
+    }
+    let indexes = "SELECT string_agg(indexrelid::regclass::text, ' ' ORDER BY 1) FROM pg_index WHERE indrelid = 'a'::regclass";
+    assert_eq!(follower.query_one(indexes, &[]).await.unwrap().get::<_, &str>(0), "a_pkey kept");
+    feed.stop().await;
+}

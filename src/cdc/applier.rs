@@ -8,6 +8,7 @@ use super::{
     CdcError, MARKER_PREFIX,
     batch::Pending,
     error::Attempt,
+    known::Places,
     pgoutput::{Message, Relation},
     plan::Plan,
     session,
@@ -60,8 +61,8 @@ pub(super) enum Command {
     Approve { proposal: Box<Proposal>, sql: Option<String>, who: String, reply: Reply<String> },
     /// Set the table it holds aside for good.
     Reject { proposal: Box<Proposal>, who: String, reply: Reply<()> },
-    /// What was spooled for a table does not fit it: copy its rows again.
-    CopyAgain { table: TableName, reply: Reply<()> },
+    /// Rows set a table aside before a look at the owner's catalog, whose message is applied: find out what becomes of them.
+    TakeBack { table: TableName, places: Arc<Places>, reply: Reply<()> },
     /// A table was copied again at a position: replay what was spooled behind it.
     Release { table: TableName, reply: Reply<()> },
 }
@@ -87,7 +88,8 @@ pub(super) struct Group {
     pub changes: u64,
     /// Commit times of its transactions.
     commits_us: Vec<i64>,
-    markers: Vec<String>,
+    /// With the end of the transaction of each, which is known at its commit.
+    markers: Vec<(String, Option<Lsn>)>,
     /// Position of the commit record of the transaction being read.
     pub commit_lsn: Lsn,
     end: Lsn,
@@ -271,6 +273,7 @@ impl Applier {
             match message {
                 Message::Commit { end_lsn, commit_us, .. } => {
                     group.end = end_lsn;
+                    group.markers.iter_mut().for_each(|(_, end)| *end = end.or(Some(end_lsn)));
                     group.commits_us.push(commit_us);
                     return Ok(true);
                 }
@@ -284,7 +287,7 @@ impl Applier {
                 Message::Logical { transactional: true, prefix, content, lsn } => {
                     if prefix == MARKER_PREFIX.as_bytes() {
                         let id = String::from_utf8_lossy(&content).into_owned();
-                        group.markers.push(id);
+                        group.markers.push((id, None));
                     } else if prefix == DDL_PREFIX && !known && self.start.marker.is_none() {
                         self.adapt(group, &content, lsn).await?;
                     }
@@ -382,7 +385,7 @@ impl Applier {
     async fn commit(&mut self, mut group: Group) -> Result<(), CdcError> {
         self.flush(&mut group).await?;
         let reached = match &self.start.marker {
-            Some(marker) if group.markers.contains(marker) => true,
+            Some(marker) if group.markers.iter().any(|(id, _)| id == marker) => true,
             Some(_) => return Ok(()),
             None => false,
         };
@@ -431,8 +434,8 @@ impl Applier {
         for (id, sql) in &group.decided {
             self.decide(*id, ProposalState::AutoApplied, "policy", sql, "");
         }
-        for marker in &group.markers {
-            self.shared.marker_seen(marker, group.end);
+        for (marker, end) in &group.markers {
+            self.shared.marker_seen(marker, end.unwrap_or(group.end));
         }
         if group.chores {
             self.shared.chores.notify_one();

@@ -3,29 +3,36 @@
 
 use super::{
     CdcError,
-    applier::Applier,
+    applier::{Applier, Group},
     error::Attempt,
-    held::HELD_KIND,
     names::qualified,
     shared::{Held, HeldState, TableName, lock},
 };
 use crate::{
+    lsn::Lsn,
     metadata::ProposalState,
-    schema::{quote::parse_object, renames::Rename},
+    schema::{access::only_access, quote::parse_object, renames::Rename},
 };
-use std::{collections::BTreeSet, sync::atomic::Ordering};
+use std::collections::BTreeSet;
+
+/// A proposal that waits.
+pub(super) struct Question {
+    pub id: i64,
+    pub table: TableName,
+    pub kind: String,
+}
 
 impl Applier {
     /// Statements of the engine ran at their place in the stream, in the open transaction.
-    pub(super) async fn statements_ran(&mut self, statements: &[String]) -> Result<(), CdcError> {
+    pub(super) async fn statements_ran(&mut self, group: &Group, statements: &[String]) -> Result<(), CdcError> {
         for sql in statements {
             match Rename::parse(sql) {
                 Some(rename @ Rename::Column { .. }) => {
                     self.renamed(&rename).await?;
-                    self.reshaped(sql).await?;
+                    self.reshaped(group, sql).await?;
                 }
                 Some(rename) => self.renamed(&rename).await?,
-                None => self.reshaped(sql).await?,
+                None => self.reshaped(group, sql).await?,
             }
         }
         Ok(())
@@ -80,26 +87,49 @@ impl Applier {
         if self.shared.spec.place(table).is_some() { None } else { rename.of(table) }
     }
 
-    /// A table that waits for a person was changed: its spooled rows have the shape from before, so its rows are copied again in
-    /// place of a replay once it is let go.
-    async fn reshaped(&mut self, sql: &str) -> Result<(), CdcError> {
-        let waiting: Vec<(TableName, i64)> = lock(&self.shared.held)
+    /// A table that is set aside was changed: its spooled rows have the shape from before, and so may a copy that is under way. Once a
+    /// person has let go of it, it is copied instead of replayed; one that is being copied is copied once more.
+    async fn reshaped(&mut self, group: &Group, sql: &str) -> Result<(), CdcError> {
+        // Who may use a table is no part of its shape.
+        if only_access(sql) {
+            return Ok(());
+        }
+        let columns = sql.contains(" COLUMN ");
+        let concerned: Vec<(TableName, HeldState)> = lock(&self.shared.held)
             .iter()
-            .filter(|(_, held)| matches!(held.state, HeldState::Waiting | HeldState::Rejected) && !held.recopy)
+            .filter(|(_, held)| match held.state {
+                HeldState::Waiting | HeldState::Rejected => !held.recopy,
+                HeldState::Recopy | HeldState::Copied => columns,
+            })
             .filter(|(table, _)| {
                 let there = self.shared.spec.name_there(table);
                 sql.contains(&qualified(&there.0, &there.1))
             })
-            .map(|(table, held)| (table.clone(), held.proposal))
+            .map(|(table, held)| (table.clone(), held.state))
             .collect();
-        for (table, proposal) in waiting {
-            // Where the catalog is looked at, rows come before the change that explains them: theirs is the newer shape.
-            let expected = self.shared.polled.load(Ordering::Acquire)
-                && self.shared.repository.proposal(proposal).is_ok_and(|proposal| proposal.draft.kind == HELD_KIND);
-            if !expected || replay_would_compute(sql) {
-                self.ask_for_copy(&table, None).await?;
+        for (table, state) in concerned {
+            match state {
+                HeldState::Waiting | HeldState::Rejected => self.ask_for_copy(&table, None).await?,
+                HeldState::Recopy | HeldState::Copied => self.copy_from(&table, group.commit_lsn).await?,
             }
         }
+        Ok(())
+    }
+
+    /// A copy counts only if it was begun behind this position.
+    async fn copy_from(&mut self, table: &TableName, since: Lsn) -> Result<(), CdcError> {
+        self.client
+            .execute(
+                "UPDATE understudy.held_table SET recopy = true, state = 'recopy', since_lsn = $4::text::pg_lsn
+                 WHERE feed = $1 AND schema_name = $2 AND table_name = $3",
+                &[&self.shared.feed, &table.0, &table.1, &since.to_string()],
+            )
+            .await
+            .attempt("have a table copied again")?;
+        if let Some(held) = lock(&self.shared.held).get_mut(table) {
+            (held.recopy, held.state, held.since) = (true, HeldState::Recopy, since);
+        }
+        self.shared.chores.notify_one();
         Ok(())
     }
 
@@ -128,7 +158,12 @@ impl Applier {
                 self.ask_for_copy(table, Some(HeldState::Recopy)).await?;
                 self.decide(held.proposal, ProposalState::Superseded, "policy", "", "the table is copied again instead");
             }
-            // On its way already, or not wanted.
+            // What is being copied may have been read before what is known now.
+            Some(held) if matches!(held.state, HeldState::Recopy | HeldState::Copied) => {
+                let since = self.shared.last_commit.load();
+                self.copy_from(table, since).await?;
+            }
+            // Not wanted.
             Some(_) => return Ok(()),
             None => {
                 let (reason, since) = ("the owner gave one of its names to something else", self.shared.last_commit.load());
@@ -152,7 +187,7 @@ impl Applier {
     /// that their table is not there means that the mapping is to be corrected, not that their rows are not wanted.
     pub(super) async fn awaited_tables(&self) -> Result<BTreeSet<TableName>, CdcError> {
         let mut names: BTreeSet<TableName> = lock(&self.shared.held).keys().cloned().collect();
-        names.extend(self.open_proposals()?.into_iter().map(|(_, table)| table));
+        names.extend(self.open_proposals()?.into_iter().map(|question| question.table));
         names.retain(|table| self.shared.spec.place(table).is_none());
         let (schemas, tables): (Vec<String>, Vec<String>) = names.into_iter().unzip();
         let there = self
@@ -166,12 +201,12 @@ impl Applier {
         Ok(there.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 
-    fn open_proposals(&self) -> Result<Vec<(i64, TableName)>, CdcError> {
+    pub(super) fn open_proposals(&self) -> Result<Vec<Question>, CdcError> {
         let all = self.shared.repository.proposals(Some(&self.shared.spec.database))?;
         Ok(all
             .into_iter()
             .filter(|one| one.shadow == self.shared.spec.shadow && one.state == ProposalState::Pending)
-            .filter_map(|one| Some((one.id, parse_object(&one.draft.object)?)))
+            .filter_map(|one| Some(Question { id: one.id, table: parse_object(&one.draft.object)?, kind: one.draft.kind }))
             .collect())
     }
 
@@ -194,38 +229,11 @@ impl Applier {
 
     /// What else was suggested for tables that are gone cannot be carried out any more.
     pub(super) fn supersede(&self, gone: &[TableName], but: i64) -> Result<(), CdcError> {
-        for (id, table) in self.open_proposals()? {
-            if id != but && gone.contains(&table) {
-                self.decide(id, ProposalState::Superseded, "policy", "", &format!("proposal {but} has dropped the table"));
+        for question in self.open_proposals()? {
+            if question.id != but && gone.contains(&question.table) {
+                self.decide(question.id, ProposalState::Superseded, "policy", "", &format!("proposal {but} has dropped the table"));
             }
         }
         Ok(())
-    }
-}
-
-/// Rows that waited may be older than a column, and then have in it what the owner froze. Replayed without that column they would
-/// get the follower's default: the same where it is a constant, another where it is computed or has been taken away.
-fn replay_would_compute(sql: &str) -> bool {
-    let computed = |expression: &str| expression.contains('(') || expression.starts_with("CURRENT_") || expression.starts_with("LOCALTIME");
-    sql.ends_with(" DROP DEFAULT") || sql.split_once(" SET DEFAULT ").is_some_and(|(_, expression)| computed(expression))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn defaults_that_a_replay_would_compute() {
-        let column = r#"ALTER TABLE "public"."t" ALTER COLUMN "c""#;
-        for (action, expected) in [
-            ("SET DEFAULT now()", true),
-            ("SET DEFAULT CURRENT_TIMESTAMP", true),
-            ("DROP DEFAULT", true),
-            ("SET DEFAULT 7", false),
-            ("SET DEFAULT 't'::text", false),
-            ("SET NOT NULL", false),
-        ] {
-            assert_eq!(replay_would_compute(&format!("{column} {action}")), expected, "{action}");
-        }
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     schema::{capture, plan::ddl},
 };
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -154,12 +154,16 @@ async fn run_deferred(shared: Arc<Shared>) -> Result<(), CdcError> {
         let mut again = false;
         for row in &rows {
             let (id, proposal, stored): (i64, i64, Vec<String>) = (row.get(0), row.get(1), row.get(2));
-            // Renames of the owner are followed there.
-            let revised = shared.repository.proposal(proposal).ok().filter(|one| one.state == ProposalState::Pending);
-            let statements = match revised {
-                Some(proposal) if proposal.draft.kind == "create_index" => as_it_is_now(&shared, proposal).await?,
-                Some(proposal) => proposal.draft.sql,
-                None => stored,
+            let statements = match shared.repository.proposal(proposal) {
+                // Decided before a crash, or by a person before the statements were stored.
+                Ok(decided) if decided.state != ProposalState::Pending => {
+                    forget(&follower, id).await?;
+                    continue;
+                }
+                // Renames of the owner are followed there.
+                Ok(proposal) if proposal.draft.kind == "create_index" => as_it_is_now(&shared, proposal).await?,
+                Ok(proposal) => proposal.draft.sql,
+                Err(_) => stored,
             };
             let sql = statements.join(";\n");
             let mut result = Ok(());
@@ -198,10 +202,11 @@ async fn run_deferred(shared: Arc<Shared>) -> Result<(), CdcError> {
                 Err(error) => (ProposalState::Failed, describe(error)),
             };
             attempts.remove(&id);
-            follower.execute("DELETE FROM understudy.deferred WHERE id = $1", &[&id]).await.attempt("forget a stored statement")?;
+            // First the decision: what is neither stored nor decided is a person's to run.
             if let Err(error) = shared.repository.decide(proposal, state, "policy", &sql, &note) {
                 tracing::error!(%error, proposal, "cannot record the decision about a proposal");
             }
+            forget(&follower, id).await?;
             if state == ProposalState::Failed {
                 shared.event(
                     Severity::Alert,
@@ -219,6 +224,11 @@ async fn run_deferred(shared: Arc<Shared>) -> Result<(), CdcError> {
             () = sleep(CHORE_PERIOD) => {}
         }
     }
+}
+
+async fn forget(follower: &tokio_postgres::Client, id: i64) -> Result<(), CdcError> {
+    follower.execute("DELETE FROM understudy.deferred WHERE id = $1", &[&id]).await.attempt("forget a stored statement")?;
+    Ok(())
 }
 
 /// A constraint that the owner has renamed before it was validated here has another name than the statement: those that the owner
@@ -247,7 +257,7 @@ async fn validate_renamed(shared: &Shared, follower: &tokio_postgres::Client) ->
 }
 
 /// The statements of an index with the definition that the owner's has now: columns may have been renamed meanwhile.
-async fn as_it_is_now(shared: &Shared, proposal: Proposal) -> Result<Vec<String>, CdcError> {
+pub(super) async fn as_it_is_now(shared: &Shared, proposal: Proposal) -> Result<Vec<String>, CdcError> {
     let known = shared.adapter.known().await?;
     let undone = |name: &str| proposal.draft.undo.iter().any(|sql| sql.starts_with("DROP INDEX ") && sql.ends_with(name));
     let found = known.tables.values().find_map(|table| {
@@ -271,16 +281,19 @@ fn is_missing(error: &tokio_postgres::Error) -> bool {
 }
 
 /// An index was built that the owner no longer has: when it was dropped there, there was nothing to drop here.
-async fn dropped_meanwhile(shared: &Shared, proposal: i64) -> Result<bool, CdcError> {
+pub(super) async fn dropped_meanwhile(shared: &Shared, proposal: i64) -> Result<bool, CdcError> {
     let Ok(proposal) = shared.repository.proposal(proposal) else { return Ok(false) };
     let Some(undo) = proposal.draft.undo.iter().find(|sql| sql.starts_with("DROP INDEX ")) else { return Ok(false) };
     let known = shared.adapter.known().await?;
-    let mut indexes = known.tables.values().flat_map(|table| table.indexes.iter().map(|index| qualified(&table.schema, &index.name)));
+    let mut indexes = known.tables.values().flat_map(|table| {
+        let (schema, _) = shared.spec.name_here(&(table.schema.clone(), table.name.clone()));
+        table.indexes.iter().map(move |index| qualified(&schema, &index.name))
+    });
     Ok(!indexes.any(|name| undo.ends_with(&name)))
 }
 
 /// An index that was not built to its end is in the way of the next attempt.
-async fn undo_half(shared: &Shared, follower: &tokio_postgres::Client, proposal: i64) {
+pub(super) async fn undo_half(shared: &Shared, follower: &tokio_postgres::Client, proposal: i64) {
     let Ok(proposal) = shared.repository.proposal(proposal) else { return };
     for sql in proposal.draft.undo.iter().filter(|sql| sql.starts_with("DROP INDEX ")) {
         if let Err(error) = follower.batch_execute(sql).await {
@@ -291,29 +304,40 @@ async fn undo_half(shared: &Shared, follower: &tokio_postgres::Client, proposal:
 
 /// Tables that the owner rewrote: a rewrite emits no rows.
 async fn copy_again(shared: Arc<Shared>) -> Result<(), CdcError> {
+    // One that cannot be copied yet lets the others go first.
+    let mut failed: BTreeSet<TableName> = BTreeSet::new();
+    let mut told: BTreeSet<TableName> = BTreeSet::new();
     loop {
         let next = lock(&shared.held)
             .iter()
-            .find(|(_, held)| matches!(held.state, HeldState::Recopy | HeldState::Copied))
+            .find(|(table, held)| matches!(held.state, HeldState::Recopy | HeldState::Copied) && !failed.contains(*table))
             .map(|(table, held)| (table.clone(), held.clone()));
         let Some((table, held)) = next else {
             tokio::select! {
                 () = shared.chores.notified() => shared.chores_deferred.notify_one(),
-                () = sleep(CHORE_PERIOD) => {}
+                () = sleep(if failed.is_empty() { CHORE_PERIOD } else { RETRY_PAUSE }) => {}
             }
+            failed.clear();
             continue;
         };
         let result = match held.state {
             HeldState::Copied => release(&shared, &table, held.since).await,
             _ => recopy(&shared, &table, held.since).await,
         };
-        if let Err(error) = result {
-            shared.event(
-                Severity::Warning,
-                "a table could not be copied again yet; tried again, its changes are spooled meanwhile",
-                serde_json::json!({"table": format!("{}.{}", table.0, table.1), "reason": error.to_string()}),
-            );
-            sleep(RETRY_PAUSE).await;
+        match result {
+            Ok(()) => {
+                told.remove(&table);
+            }
+            Err(error) => {
+                let data = serde_json::json!({"table": format!("{}.{}", table.0, table.1), "reason": error.to_string()});
+                if told.insert(table.clone()) {
+                    let message = "a table could not be copied again yet; tried again, its changes are spooled meanwhile";
+                    shared.event(Severity::Warning, message, data);
+                } else {
+                    tracing::debug!(feed = shared.feed, %error, "a table could not be copied again yet");
+                }
+                failed.insert(table);
+            }
         }
     }
 }

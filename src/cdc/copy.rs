@@ -17,7 +17,7 @@ use super::{
     error::Attempt,
     install, mapped,
     names::{SCHEMA, ident, literal, qualified},
-    roles, sequences, session,
+    poll, roles, sequences, session,
     shared::{HeldState, Phase, Shared, TableName},
 };
 use crate::{
@@ -156,12 +156,14 @@ impl Ends<'_> {
                 .await?;
                 copy_objects::copy(shared, &keeper, follower).await?;
                 shared.adapter.baseline(&keeper).await?;
+                poll::begin(shared, &keeper, follower).await?;
                 copy_schema::restore(shared, &dump::fit(&first, versions.1), &dump::fit(&second, versions.1), consistent).await?;
             }
             None => {
                 mapped::adopt(shared, &keeper, follower, consistent).await?;
                 copy_objects::copy(shared, &keeper, follower).await?;
                 shared.adapter.baseline(&keeper).await?;
+                poll::begin(shared, &keeper, follower).await?;
             }
         }
         let plan = copy_plan::make(&keeper, spec, Some(feed), *versions, &BTreeSet::new()).await?;

@@ -13,6 +13,9 @@ pub enum CdcError {
     /// A person must change something first; the text says what. Trying again does not help.
     #[error("{0}")]
     Setup(String),
+    /// Rows that wait have a shape that the engine does not know of their table (any more): a copy is right, a replay is not.
+    #[error("the rows that wait for {0} have another shape than the table; it is copied again after the next look at the owner's catalog")]
+    OtherShape(String),
     /// A statement failed, or a control connection broke.
     #[error("cannot {what}: {}", describe(.source))]
     Postgres {
@@ -85,7 +88,8 @@ impl CdcError {
                 Some(&SqlState::INSUFFICIENT_PRIVILEGE | &SqlState::FEATURE_NOT_SUPPORTED | &SqlState::INVALID_CATALOG_NAME)
             ),
             CdcError::Refused { code, .. } => matches!(code.as_str(), "42501" | "0A000" | "3D000"),
-            CdcError::Backend { .. }
+            CdcError::OtherShape(_)
+            | CdcError::Backend { .. }
             | CdcError::Decode(_)
             | CdcError::Protocol(_)
             | CdcError::Timeout { .. }

@@ -7,7 +7,7 @@ use super::{
     error::Attempt,
     guard, install,
     mirror::{self, Boundary},
-    owner as identity, resync, session,
+    owner as identity, poll, resync, session,
     shared::{Phase, Shared, lock},
     stream,
 };
@@ -291,7 +291,6 @@ impl Feed {
     /// A statement that must not run in a transaction has a session of its own; the feed goes on beside it. What a person gives instead is
     /// tried and run in a transaction wherever that is possible; where it is not, the invalid index that a failure leaves is taken away.
     async fn approve_outside(&self, proposal: &Proposal, sql: Option<&str>, who: &str) -> Result<String, CdcError> {
-        super::held::approvable(&self.shared().repository.proposal(proposal.id)?)?;
         let given = sql.map(approval::read).transpose()?;
         let follower = session::connect_writer(&self.shared().spec.to, "approval").await?;
         let waiting = follower
@@ -304,6 +303,8 @@ impl Feed {
                 proposal.id
             )));
         }
+        // Asked after the stored statements: the policy records its decision before it forgets them.
+        super::held::approvable(&self.shared().repository.proposal(proposal.id)?)?;
         let run = format!("run the statements of proposal {}", proposal.id);
         match (sql, given) {
             (Some(sql), Some(approval::Given::Transaction)) => {
@@ -318,7 +319,11 @@ impl Feed {
                 follower.batch_execute("COMMIT").await.attempt(&run)?;
             }
             _ => {
-                let statements = sql.map_or_else(|| proposal.draft.sql.clone(), |sql| vec![sql.to_owned()]);
+                let statements = match sql {
+                    Some(sql) => vec![sql.to_owned()],
+                    None if proposal.draft.kind == "create_index" => chores::as_it_is_now(self.shared(), proposal.clone()).await?,
+                    None => proposal.draft.sql.clone(),
+                };
                 let before = invalid_indexes(&follower).await?;
                 if sql.is_some() {
                     follower.batch_execute("SET search_path TO DEFAULT").await.attempt("set up a session")?;
@@ -333,6 +338,12 @@ impl Feed {
                     }
                 }
             }
+        }
+        if sql.is_none() && chores::dropped_meanwhile(self.shared(), proposal.id).await? {
+            chores::undo_half(self.shared(), &follower, proposal.id).await;
+            let note = "the owner dropped or renamed it meanwhile";
+            self.shared().repository.decide(proposal.id, ProposalState::Superseded, who, "", note)?;
+            return Err(CdcError::Setup(format!("proposal {}: {note}. Nothing was changed", proposal.id)));
         }
         let ran = sql.map_or_else(|| proposal.draft.sql.join(";\n"), str::to_owned);
         self.shared().repository.decide(proposal.id, ProposalState::Approved, who, &ran, "")?;
@@ -565,6 +576,7 @@ async fn stream_once(
     shared.oldest_us.store(0, Ordering::Release);
     let row = owner.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await.attempt("read the WAL position")?;
     let start = StartPoint { end, marker, owner: session::lsn(row.get(0))? };
+    shared.polled.store(!poll::is_captured(&owner).await?, Ordering::Release);
     let (sender, queue) = stream::queue();
     let mut applier = Applier::new(Arc::clone(shared), follower, queue, start);
     applier.load_held().await?;

@@ -8,7 +8,7 @@ use super::{
     error::{Attempt, Blame, blame, describe},
     names::qualified,
     pgoutput::{Message, Relation, encode_truncate},
-    plan::Plan,
+    plan::{Misfit, Plan},
     rows::Outcome,
     session,
     shared::{Held, HeldState, TableName, lock},
@@ -59,7 +59,7 @@ impl Applier {
         for (id, statements) in adaptation.run_now {
             match self.run_in_savepoint(&statements).await? {
                 Ok(()) => {
-                    self.statements_ran(&statements).await?;
+                    self.statements_ran(group, &statements).await?;
                     group.decided.push((id, statements.join(";\n")));
                 }
                 Err(reason) => self.adaptation_failed(group, id, &statements, &reason).await?,
@@ -79,7 +79,14 @@ impl Applier {
             self.hold(group, &(schema, table), id, HeldState::Waiting, "a schema change waits for approval").await?;
         }
         for (schema, table) in adaptation.recopy {
-            self.hold(group, &(schema, table), 0, HeldState::Recopy, "the owner rewrote the table: its rows are copied again").await?;
+            self.hold(
+                group,
+                &(schema, table),
+                0,
+                HeldState::Recopy,
+                "the owner rewrote the table, or rows may have been taken for others: its rows are copied again",
+            )
+            .await?;
             group.chores = true;
         }
         group.alone |= adaptation.commit_alone;
@@ -259,7 +266,12 @@ impl Applier {
                 continue;
             }
             let there = self.shared.spec.name_there(&table);
-            match self.target_table(&there).await? {
+            let (target, other) = (self.target_table(&there).await?, self.is_another(*relation, &table).await?);
+            match target {
+                Some(_) if other => {
+                    self.hold(group, &table, 0, HeldState::Waiting, &Misfit::Ahead.to_string()).await?;
+                    self.spool(group, *relation, encode_truncate(*relation, restart).into()).await?;
+                }
                 Some(target) => {
                     let only = if target.partitioned { "" } else { "ONLY " };
                     names.push(format!("{only}{}", qualified(&there.0, &there.1)));
@@ -298,8 +310,8 @@ impl Applier {
                 let result = self.settle(result).await?;
                 let _ = reply.send(result);
             }
-            Command::CopyAgain { table, reply } => {
-                let result = self.copy_again(&table).await;
+            Command::TakeBack { table, places, reply } => {
+                let result = self.take_back(&table, &places).await;
                 let result = self.settle(result).await?;
                 let _ = reply.send(result);
             }
@@ -322,7 +334,7 @@ impl Applier {
         Ok(result)
     }
 
-    async fn approve(&mut self, proposal: &Proposal, sql: Option<&str>, who: &str) -> Result<String, CdcError> {
+    pub(super) async fn approve(&mut self, proposal: &Proposal, sql: Option<&str>, who: &str) -> Result<String, CdcError> {
         // It may have been decided, or overtaken by the stream, while the request waited for its turn.
         approvable(&self.shared.repository.proposal(proposal.id)?)?;
         let statements = sql.map_or_else(|| proposal.draft.sql.clone(), |sql| vec![sql.to_owned()]);
@@ -382,8 +394,8 @@ impl Applier {
             // A SET among the statements must not outlive them: this session goes on applying rows.
             session::pin_writer(&self.client).await?;
         }
-        self.let_go(&tables);
-        self.let_go(&gone);
+        self.let_go(&tables, proposal.id)?;
+        self.let_go(&gone, proposal.id)?;
         self.supersede(&gone, proposal.id)?;
         self.shared.adapter.rebase_pending(&statements)?;
         if !again.is_empty() {
@@ -400,16 +412,26 @@ impl Applier {
         Ok(ran)
     }
 
-    fn let_go(&mut self, tables: &[TableName]) {
+    /// Tables take their rows again. Questions about why they did not are no longer asked, but for the one that is being decided.
+    fn let_go(&mut self, tables: &[TableName], but: i64) -> Result<(), CdcError> {
         let mut held = lock(&self.shared.held);
         for table in tables {
             held.remove(table);
         }
         // What is spooled from here on needs its shape again.
         self.spooled_shapes.clear();
+        for question in self.open_proposals()? {
+            if question.id != but && question.kind == HELD_KIND && tables.contains(&question.table) {
+                self.decide(question.id, ProposalState::Superseded, "policy", "", "the table takes its rows again");
+            }
+        }
+        Ok(())
     }
 
     async fn reject(&mut self, proposal: &Proposal, who: &str) -> Result<(), CdcError> {
+        // As with an approval: a crash of the follower must not forget what is recorded as decided elsewhere.
+        let begin = format!("{BEGIN}; SET LOCAL synchronous_commit = on");
+        self.client.batch_execute(&begin).await.attempt("begin a transaction on the follower")?;
         self.client
             .execute(
                 "UPDATE understudy.held_table SET state = 'rejected' WHERE feed = $1 AND proposal = $2",
@@ -417,6 +439,7 @@ impl Applier {
             )
             .await
             .attempt("set a table aside for good")?;
+        self.client.batch_execute("COMMIT").await.attempt("commit on the follower")?;
         let mut tables = Vec::new();
         for (table, held) in lock(&self.shared.held).iter_mut().filter(|(_, held)| held.proposal == proposal.id) {
             held.state = HeldState::Rejected;
@@ -443,9 +466,16 @@ impl Applier {
         }
         self.client.batch_execute(BEGIN).await.attempt("begin a transaction on the follower")?;
         self.forget_plans();
-        let replayed = self.replay(table, since).await?;
+        let replayed = match self.replay(table, since).await {
+            // It was changed again, perhaps back: the next copy finds it as it is then.
+            Err(CdcError::OtherShape(_)) => {
+                self.client.batch_execute("ROLLBACK").await.attempt("undo on the follower")?;
+                return self.copy_again(table).await;
+            }
+            replayed => replayed?,
+        };
         self.client.batch_execute("COMMIT").await.attempt("commit on the follower")?;
-        self.let_go(std::slice::from_ref(table));
+        self.let_go(std::slice::from_ref(table), 0)?;
         self.shared.event(
             Severity::Info,
             "a table was copied again and follows the stream",
@@ -491,6 +521,9 @@ impl Applier {
                         let plan = match shapes.get(relation).ok_or_else(missing)? {
                             Shape::Planned(plan) => Arc::clone(plan),
                             Shape::Sent(sent) => {
+                                if self.misunderstood(sent, table).await? {
+                                    return Err(CdcError::OtherShape(format!("{}.{}", table.0, table.1)));
+                                }
                                 let (sent, target) = self.fit(sent, table).await?;
                                 let plan = Plan::new(&sent, target.as_ref()).map_err(|misfit| still_unfit(table, &misfit.to_string()))?;
                                 let plan = Arc::new(plan);
@@ -498,7 +531,7 @@ impl Applier {
                                 plan
                             }
                         };
-                        if let Outcome::Unfit(reason) = self.careful(&plan, &message).await? {
+                        if let Outcome::Unfit(reason) = self.careful(&plan, &message, true).await? {
                             return Err(still_unfit(table, &reason));
                         }
                         count += 1;

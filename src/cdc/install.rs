@@ -53,11 +53,12 @@ CREATE TABLE IF NOT EXISTS understudy.copy_part (
 CREATE TABLE IF NOT EXISTS understudy.copy_schema (feed text PRIMARY KEY, post_data text NOT NULL);
 CREATE TABLE IF NOT EXISTS understudy.copy_step (feed text NOT NULL, entry integer NOT NULL, PRIMARY KEY (feed, entry));
 CREATE TABLE IF NOT EXISTS understudy.owner (feed text PRIMARY KEY, system text NOT NULL, timeline integer NOT NULL);
+CREATE TABLE IF NOT EXISTS understudy.look (feed text PRIMARY KEY, catalog text NOT NULL);
 ";
 
 /// The tables that hold something per feed.
 pub(super) const PER_FEED: &[&str] =
-    &["progress", "confirmed", "spool", "held_table", "deferred", "copied_table", "copy_part", "copy_schema", "copy_step", "owner"];
+    &["progress", "confirmed", "spool", "held_table", "deferred", "copied_table", "copy_part", "copy_schema", "copy_step", "owner", "look"];
 
 /// Makes the schema `understudy` on the follower; safe to repeat.
 pub(super) async fn target_tables(client: &Client) -> Result<(), CdcError> {
@@ -347,6 +348,8 @@ pub(super) async fn drop_schema_if_unused(client: &Client) -> Result<(), CdcErro
         if used > 0 {
             return Ok(());
         }
+        // What columns of the shadow taught about values (`schema::learn`).
+        with_lock(client, &format!("DROP TABLE IF EXISTS {SCHEMA}.learnt"), "drop what was learnt about values").await?;
         let list: Vec<String> = PER_FEED.iter().map(|table| format!("{SCHEMA}.{table}")).collect();
         with_lock(client, &format!("DROP TABLE IF EXISTS {}", list.join(", ")), "drop the progress tables").await?;
     }

@@ -36,6 +36,7 @@ mod fold;
 mod guard;
 mod held;
 mod install;
+mod known;
 pub mod leftovers;
 mod mapped;
 mod mirror;

@@ -91,6 +91,8 @@ pub(super) enum Misfit {
     NoTable,
     #[error("the follower's table has no column {0}")]
     NoColumn(String),
+    #[error("its shape is newer than what is known of the owner's schema yet")]
+    Ahead,
     #[error("the change has {0} values for {1} columns")]
     Values(usize, usize),
     #[error("the change does not say which row it concerns")]

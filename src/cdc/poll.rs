@@ -1,26 +1,26 @@
 //! Schema changes of an owner on which we may not create event triggers: its catalog is looked at every other second, and what is
 //! different is written into its own stream as the message that the triggers would have written (which needs no privilege). A row
-//! that came before the message and no longer fitted has set its table aside; behind the message that is taken back.
+//! that came before the message and is not understood has set its table aside; behind the message it is found out what becomes of that
+//! ([`super::known`]).
 
 use super::{
     CdcError, MARKER_PREFIX,
     applier::Command,
     error::Attempt,
-    held::HELD_KIND,
     install,
+    known::Places,
     names::literal,
     session,
-    shared::{HeldState, Shared, TableName, lock},
+    shared::{Held, HeldState, Shared, TableName, lock},
 };
 use crate::{
-    metadata::{ProposalState, Severity},
+    metadata::Severity,
     schema::{
         capture::{self, Way},
         poll::{Look, query},
     },
 };
 use std::{
-    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -36,17 +36,19 @@ const PERIOD: Duration = Duration::from_secs(2);
 /// How long the stream may take to bring our own message before tables are tried again anyway at the next look.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Whether event triggers write the owner's schema changes into its stream.
+pub(super) async fn is_captured(owner: &Client) -> Result<bool, CdcError> {
+    let query = "SELECT EXISTS (SELECT FROM pg_event_trigger WHERE evtname = 'understudy_ddl_end' AND evtenabled IN ('O', 'A'))";
+    Ok(owner.query_one(query, &[]).await.attempt("look for the capture of schema changes")?.get(0))
+}
+
 /// Follows the catalog; for ever at rest where event triggers do that.
 pub(super) async fn follow(shared: Arc<Shared>) -> Result<(), CdcError> {
-    let owner = session::connect(&shared.spec.from, "feed catalog").await?;
-    let captured = owner
-        .query_one("SELECT EXISTS (SELECT FROM pg_event_trigger WHERE evtname = 'understudy_ddl_end' AND evtenabled IN ('O', 'A'))", &[])
-        .await
-        .attempt("look for the capture of schema changes")?;
-    if captured.get(0) {
+    if !shared.polled.load(Ordering::Acquire) {
         return std::future::pending().await;
     }
-    shared.polled.store(true, Ordering::Release);
+    let owner = session::connect(&shared.spec.from, "feed catalog").await?;
+    let follower = session::connect_writer(&shared.spec.to, "feed catalog").await?;
     let query = query();
     let mut before: Option<Look> = None;
     loop {
@@ -55,29 +57,34 @@ pub(super) async fn follow(shared: Arc<Shared>) -> Result<(), CdcError> {
         if !shared.is_streaming() {
             continue;
         }
-        let now = look(&owner, &query).await?;
-        let earlier = match before.take() {
-            Some(earlier) => earlier,
-            None => {
-                let follower = session::connect(&shared.spec.to, "feed catalog").await?;
-                now.remembered(&shared.adapter.known().await?, &look(&follower, &query).await?)
+        // What is set aside from here on may be newer than the look.
+        let aside = aside(&shared);
+        // An object may go while the catalog is read.
+        let mut now = match look(&owner, &query).await {
+            Ok(now) => now,
+            Err(error) if owner.is_closed() => return Err(error),
+            Err(error) => {
+                tracing::debug!(feed = shared.feed, %error, "the owner's catalog is looked at again");
+                continue;
             }
         };
-        let mut changed = BTreeSet::new();
-        if !now.messages(&earlier).is_empty() {
+        let earlier = match before.take() {
+            Some(earlier) => earlier,
+            None => match kept(&shared, &follower).await? {
+                Some(kept) => kept,
+                None => now.look.remembered(&shared.adapter.known().await?, &look(&follower, &query).await?.look),
+            },
+        };
+        if !now.look.messages(&earlier).is_empty() {
             publish(&shared, &owner).await;
             // Publishing may have changed a replica identity: the look that counts is the one whose message is sent.
-            let now = look(&owner, &query).await?;
-            send(&shared, &owner, &now.messages(&earlier)).await?;
-            for table in now.confusable_tables(&earlier) {
-                copy_again(&shared, table).await?;
-            }
-            changed = now.changed_tables(&earlier);
-            before = Some(now);
-        } else {
-            before = Some(now);
+            now = look(&owner, &query).await?;
+            send(&shared, &owner, &now.look.messages(&earlier)).await?;
+            keep(&shared, &follower, &now).await?;
         }
-        take_back(&shared, &changed).await?;
+        let places = Arc::new(now.look.places());
+        before = Some(now.look);
+        take_back(&shared, aside, places).await?;
     }
 }
 
@@ -85,14 +92,63 @@ pub(super) async fn follow(shared: Arc<Shared>) -> Result<(), CdcError> {
 pub(super) async fn tell_what_changed(shared: &Shared, owner: &Client) -> Result<(), CdcError> {
     let query = query();
     let now = look(owner, &query).await?;
-    let follower = session::connect(&shared.spec.to, "feed catalog").await?;
-    let messages = now.messages(&now.remembered(&shared.adapter.known().await?, &look(&follower, &query).await?));
-    if messages.is_empty() { Ok(()) } else { write(owner, &messages, "resync").await }
+    let follower = session::connect_writer(&shared.spec.to, "feed catalog").await?;
+    let messages = now.look.messages(&now.look.remembered(&shared.adapter.known().await?, &look(&follower, &query).await?.look));
+    if !messages.is_empty() {
+        write(owner, &messages, "resync").await?;
+    }
+    keep(shared, &follower, &now).await
 }
 
-async fn look(owner: &Client, query: &str) -> Result<Look, CdcError> {
-    let row = owner.query_one(query, &[]).await.attempt("look at the owner's catalog")?;
-    Look::parse(row.get(0)).ok_or_else(|| CdcError::Protocol("the owner's catalog could not be read".into()))
+/// What the first look is compared with: the owner's catalog at the snapshot of the copy.
+pub(super) async fn begin(shared: &Shared, keeper: &Client, follower: &Client) -> Result<(), CdcError> {
+    if is_captured(keeper).await? {
+        return Ok(());
+    }
+    // A snapshot does not keep definitions from going; without this look the first is compared with what the engine remembers.
+    keeper.batch_execute("SAVEPOINT look").await.attempt("set a savepoint on the owner")?;
+    match look(keeper, &query()).await {
+        Ok(seen) => keep(shared, follower, &seen).await,
+        Err(error) if keeper.is_closed() => Err(error),
+        Err(error) => {
+            tracing::debug!(feed = shared.feed, %error, "the owner's catalog could not be kept as it is at the snapshot");
+            keeper.batch_execute("ROLLBACK TO SAVEPOINT look").await.attempt("go on with the copy's snapshot")
+        }
+    }
+}
+
+/// A look, and its text.
+struct Seen {
+    look: Look,
+    text: String,
+}
+
+async fn look(server: &Client, query: &str) -> Result<Seen, CdcError> {
+    let row = server.query_one(query, &[]).await.attempt("look at a server's catalog")?;
+    let text: String = row.get(0);
+    let look = Look::parse(&text).ok_or_else(|| CdcError::Protocol("a server's catalog could not be read".into()))?;
+    Ok(Seen { look, text })
+}
+
+/// Keeps a look whose message is in the stream: a process that comes later compares with it. Should this one die between both, the same is
+/// said twice, which changes nothing.
+async fn keep(shared: &Shared, follower: &Client, seen: &Seen) -> Result<(), CdcError> {
+    follower
+        .execute(
+            "INSERT INTO understudy.look (feed, catalog) VALUES ($1, $2) ON CONFLICT (feed) DO UPDATE SET catalog = excluded.catalog",
+            &[&shared.feed, &seen.text],
+        )
+        .await
+        .attempt("keep what the owner's catalog was")
+        .map(|_| ())
+}
+
+async fn kept(shared: &Shared, follower: &Client) -> Result<Option<Look>, CdcError> {
+    let row = follower
+        .query_opt("SELECT catalog FROM understudy.look WHERE feed = $1", &[&shared.feed])
+        .await
+        .attempt("read what the owner's catalog was")?;
+    Ok(row.and_then(|row| Look::parse(row.get(0))))
 }
 
 /// New tables, and partitions that were detached, join the publication, with a replica identity.
@@ -134,37 +190,23 @@ async fn write(owner: &Client, messages: &[serde_json::Value], marker: &str) -> 
     owner.batch_execute(&sql).await.attempt("write a schema change into the stream")
 }
 
-/// Tables that were set aside because a row came before the message that explains it: what was spooled is tried again, unless the
-/// table itself has `changed`. Then rows from before and behind the change are in the spool, and only a copy is right.
-async fn take_back(shared: &Shared, changed: &BTreeSet<TableName>) -> Result<(), CdcError> {
-    let waiting: Vec<(TableName, i64)> = lock(&shared.held)
-        .iter()
-        .filter(|(_, held)| held.state == HeldState::Waiting && held.proposal > 0 && !held.recopy)
-        .map(|(table, held)| (table.clone(), held.proposal))
-        .collect();
-    for (table, id) in waiting {
-        let Ok(proposal) = shared.repository.proposal(id) else { continue };
-        if proposal.state != ProposalState::Pending || proposal.draft.kind != HELD_KIND {
-            continue;
-        }
-        if changed.contains(&table) {
-            copy_again(shared, table).await?;
-            continue;
-        }
+/// Tables that rows have set aside, as far as nobody has decided anything about them.
+fn aside(shared: &Shared) -> Vec<TableName> {
+    let waiting = |held: &Held| held.state == HeldState::Waiting && held.proposal > 0;
+    lock(&shared.held).iter().filter(|(_, held)| waiting(held)).map(|(table, _)| table.clone()).collect()
+}
+
+/// Tables that were set aside because a row came before the message that explains it: see [`super::known`].
+async fn take_back(shared: &Shared, aside: Vec<TableName>, places: Arc<Places>) -> Result<(), CdcError> {
+    let gone = || CdcError::Stopped("the feed is gone".into());
+    for table in aside {
         let (reply, answer) = oneshot::channel();
-        let command = Command::Approve { proposal: Box::new(proposal), sql: None, who: "policy".into(), reply };
-        shared.commands.send(command).await.map_err(|_| CdcError::Stopped("the feed is gone".into()))?;
+        let command = Command::TakeBack { table, places: Arc::clone(&places), reply };
+        shared.commands.send(command).await.map_err(|_| gone())?;
         // What still does not fit stays set aside, and waits for a person.
-        if let Ok(Err(error)) = answer.await {
+        if let Err(error) = answer.await.map_err(|_| gone())? {
             tracing::debug!(%error, "a table that is set aside does not fit yet");
         }
     }
     Ok(())
-}
-
-async fn copy_again(shared: &Shared, table: TableName) -> Result<(), CdcError> {
-    let gone = || CdcError::Stopped("the feed is gone".into());
-    let (reply, answer) = oneshot::channel();
-    shared.commands.send(Command::CopyAgain { table, reply }).await.map_err(|_| gone())?;
-    answer.await.map_err(|_| gone())?
 }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{lsn::Lsn, metadata::Severity};
 use bytes::Bytes;
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 /// Prepared statements kept: an update has one for each set of columns that were sent. Beyond it all are dropped.
 const STATEMENTS_MAX: usize = 2_000;
@@ -171,7 +171,13 @@ impl Applier {
             );
             fitted = Plan::new(&shape, target.as_ref());
         }
-        let plan = fitted.map(Arc::new);
+        let mut plan = fitted.map(Arc::new);
+        if plan.is_ok()
+            && let Some((sent, _)) = self.relations.get(&relation)
+            && self.misunderstood(sent, table).await?
+        {
+            plan = Err(Misfit::Ahead);
+        }
         if let Ok(plan) = &plan {
             self.plans.insert(relation, Arc::clone(plan));
         }
@@ -205,7 +211,8 @@ impl Applier {
                 if !lock(&self.shared.held).contains_key(&table)
                     && let Some(plan) = self.plan(group, relation, &table).await?
                 {
-                    match self.careful(&plan, message).await? {
+                    let believed = !self.shared.polled.load(Ordering::Acquire);
+                    match self.careful(&plan, message, believed).await? {
                         Outcome::Done => return Ok(()),
                         Outcome::Unfit(reason) => self.hold(group, &table, 0, HeldState::Waiting, &reason).await?,
                     }
@@ -215,8 +222,9 @@ impl Applier {
         }
     }
 
-    /// One change under its own savepoint. A row that is missing or already there is a finding, and put right.
-    pub async fn careful(&mut self, plan: &Plan, message: &Message) -> Result<Outcome, CdcError> {
+    /// One change under its own savepoint. A row that is missing or already there is a finding, and put right; unless what is known of
+    /// the owner's schema is not `believed`: then it may come of a change that the next look finds, and sets its table aside.
+    pub async fn careful(&mut self, plan: &Plan, message: &Message, believed: bool) -> Result<Outcome, CdcError> {
         let table = (plan.relation.schema.clone(), plan.relation.name.clone());
         let tried = match statement_of(plan, message) {
             Ok(Some(statement)) => self.attempt(statement).await?,
@@ -224,6 +232,10 @@ impl Applier {
             Err(misfit) => return Ok(Outcome::Unfit(misfit.to_string())),
         };
         match (tried, message) {
+            (Tried::Rows(0), Message::Update { .. } | Message::Delete { .. }) if !believed => {
+                Ok(Outcome::Unfit("a row that the owner changed is not there".to_owned()))
+            }
+            (Tried::Duplicate(reason), _) if !believed => Ok(Outcome::Unfit(reason)),
             (Tried::Rows(0), Message::Update { old, new, .. }) => {
                 let shared = Arc::clone(&self.shared);
                 shared.finding(&table, &plan.key_text(old.as_ref().unwrap_or(new)), "an updated row was missing");

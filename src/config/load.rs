@@ -1,10 +1,10 @@
 //! From text to [`Config`]: defaults, ranges, uniqueness, `${ENV_VAR}`. Every refusal names file, line and remedy.
 
 use super::{
-    AdaptConfig, AuthConfig, Config, ConsoleUser, CopyConfig, DatabaseConfig, FeedKind, FillRule, MapRule, MirrorWrites, PoolConfig,
-    PoolMode, ProxyConfig, RevertConfig, SchemaSource, Secret, ServerUrl, ShadowConfig, ShiftConfig, TlsConfig, TlsVersion,
-    UnixSocketConfig, UserConfig, UserSource, limits,
-    raw::{RawAuth, RawConfig, RawCopy, RawDatabase, RawFill, RawMap, RawPool, RawProxy, RawRevert, RawShadow, RawShift, RawTls},
+    AdaptConfig, AuthConfig, Config, Consistency, ConsoleUser, CopyConfig, DatabaseConfig, FeedKind, FillRule, MapRule, MirrorWrites,
+    PoolConfig, PoolMode, ProxyConfig, SchemaSource, Secret, ServerUrl, ShadowConfig, TlsConfig, TlsVersion, UnixSocketConfig, UserConfig,
+    UserSource, gates, limits,
+    raw::{RawAuth, RawConfig, RawCopy, RawDatabase, RawFill, RawMap, RawPool, RawProxy, RawShadow, RawTls},
 };
 mod ignore;
 
@@ -136,6 +136,7 @@ impl Reader<'_> {
                 None => 64 << 20,
                 Some(value) => bytes(&value)?,
             },
+            profile: gates::profile(raw.profile)?,
         })
     }
 
@@ -212,8 +213,9 @@ impl Reader<'_> {
             sample_reads: percent(raw.sample_reads, "sample_reads", 10_000.0, 0.0)?,
             serve_reads: percent(raw.serve_reads, "serve_reads", 100.0, 0.0)?,
             hedge_after: duration(raw.hedge_after, "hedge_after", Duration::from_millis(250))?,
-            revert: revert(raw.revert)?,
-            shift: shift(raw.shift)?,
+            consistency: consistency(raw.consistency)?,
+            revert: gates::revert(raw.revert)?,
+            shift: gates::shift(raw.shift)?,
             adapt: AdaptConfig {
                 auto_approve: match raw.adapt.auto_approve {
                     None => 0.95,
@@ -470,7 +472,7 @@ pub(super) fn in_range(value: Option<Spanned<i64>>, key: &str, range: std::ops::
     }
 }
 
-fn percent(value: Option<Spanned<f64>>, key: &str, max: f64, default: f64) -> Result<f64, Refusal> {
+pub(super) fn percent(value: Option<Spanned<f64>>, key: &str, max: f64, default: f64) -> Result<f64, Refusal> {
     match value {
         None => Ok(default),
         Some(value) if (0.0..=max).contains(value.get_ref()) => Ok(*value.get_ref()),
@@ -478,7 +480,7 @@ fn percent(value: Option<Spanned<f64>>, key: &str, max: f64, default: f64) -> Re
     }
 }
 
-fn positive(value: Option<Spanned<f64>>, key: &str, default: f64) -> Result<f64, Refusal> {
+pub(super) fn positive(value: Option<Spanned<f64>>, key: &str, default: f64) -> Result<f64, Refusal> {
     match value {
         None => Ok(default),
         Some(value) if *value.get_ref() > 0.0 && value.get_ref().is_finite() => Ok(*value.get_ref()),
@@ -493,6 +495,28 @@ pub(super) fn duration(value: Option<Spanned<String>>, key: &str, default: Durat
             Some(duration) if !duration.is_zero() => Ok(duration),
             _ => refuse(value.span(), format!("{key} is a time such as \"500ms\", \"10s\", \"5m\" or \"1h\", not \"{}\"", value.get_ref())),
         },
+    }
+}
+
+fn consistency(value: Option<Spanned<String>>) -> Result<Consistency, Refusal> {
+    let Some(value) = value else { return Ok(Consistency::Session) };
+    let mut words = value.get_ref().split_whitespace();
+    let bound = |text: &str| parse_duration(text).filter(|bound| bound.as_millis() > 0).map(Consistency::Bounded);
+    let found = match (words.next(), words.next(), words.next()) {
+        (Some("session"), None, None) => Some(Consistency::Session),
+        (Some("global"), None, None) => Some(Consistency::Global),
+        (Some("bounded"), Some(time), None) => bound(time),
+        (_, _, _) => None,
+    };
+    match found {
+        Some(found) => Ok(found),
+        None => refuse(
+            value.span(),
+            format!(
+                "consistency is \"session\", \"global\" or \"bounded\" with a time, such as \"bounded 2s\", not \"{}\"",
+                value.get_ref()
+            ),
+        ),
     }
 }
 
@@ -545,33 +569,6 @@ fn copy(raw: RawCopy) -> Result<CopyConfig, Refusal> {
     Ok(CopyConfig { workers: in_range(raw.workers, "workers", 1..=64, default.workers as i64)? as usize, spool_folder, spool_mib_max })
 }
 
-fn revert(raw: RawRevert) -> Result<RevertConfig, Refusal> {
-    Ok(RevertConfig {
-        window: duration(raw.window, "window", Duration::from_secs(10))?,
-        min_requests: in_range(raw.min_requests, "min_requests", 1..=1_000_000_000, 50)? as u64,
-        error_rate: percent(raw.error_rate, "error_rate", 100.0, 1.0)?,
-        mismatch_rate: percent(raw.mismatch_rate, "mismatch_rate", 100.0, 0.1)?,
-        latency_ratio: positive(raw.latency_ratio, "latency_ratio", 2.0)?,
-        latency_floor: duration(raw.latency_floor, "latency_floor", Duration::from_millis(5))?,
-        max_lag: duration(raw.max_lag, "max_lag", Duration::from_secs(5))?,
-    })
-}
-
-fn shift(raw: RawShift) -> Result<ShiftConfig, Refusal> {
-    let steps = match raw.steps {
-        None => vec![1.0, 5.0, 25.0, 50.0, 100.0],
-        Some(value) => {
-            let steps = value.get_ref();
-            let ascending = steps.windows(2).all(|pair| pair[0] < pair[1]);
-            if steps.is_empty() || !ascending || !steps.iter().all(|step| *step > 0.0 && *step <= 100.0) {
-                return refuse(value.span(), "steps are ascending percentages above 0 and up to 100, such as [1, 5, 25, 50, 100]");
-            }
-            steps.clone()
-        }
-    };
-    Ok(ShiftConfig { steps, hold: duration(raw.hold, "hold", Duration::from_secs(300))? })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -620,6 +617,11 @@ sample_reads = 10.0
             ("sample_reads = 10.0", "shift.steps = [5, 1]", 10, "ascending"),
             ("sample_reads = 10.0", "shift.hold = \"soon\"", 10, "500ms"),
             ("sample_reads = 10.0", "revert.min_requests = 0", 10, "between"),
+            ("sample_reads = 10.0", "revert.max_connections = 101", 10, "percentage"),
+            ("sample_reads = 10.0", "revert.max_cpu_cores = 0", 10, "above 0"),
+            ("sample_reads = 10.0", "shift.order = \"best\"", 10, "proven"),
+            ("sample_reads = 10.0", "shift.quiet = [\"daily 01:00-02:00\"]", 10, "timezone"),
+            ("sample_reads = 10.0", "shift.timezone = \"Mars/Base\"", 10, "zoneinfo"),
             ("sample_reads = 10.0", "[[database.shadow]]\nname = \"pg18\"\nurl = \"postgres://app@h/x\"", 11, "defined twice"),
             ("sample_reads = 10.0", "fill = [{ column = \"tier\", values = [\"a\"] }]", 10, "table.column"),
             ("sample_reads = 10.0", "fill = [{ column = \"t.tier\" }]", 10, "either values"),

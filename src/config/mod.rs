@@ -3,11 +3,14 @@
 //! Deliberately absent: any connection to a server (that is `check`), any default that serves traffic from a shadow.
 //! Invariants: unknown keys are errors; a wrong file is refused whole, with line and reason; secrets print as `***`.
 
+mod calendar;
+mod gates;
 mod limits;
 mod load;
 mod raw;
 mod url;
 
+pub use calendar::Calendar;
 pub use limits::{Keepalive, LimitsConfig, TcpConfig};
 pub use load::{ConfigError, load, parse, parse_duration};
 pub use url::{ChannelBinding, RootCertificates, Secret, ServerTls, ServerUrl, SslMode};
@@ -48,6 +51,24 @@ pub struct ProxyConfig {
     pub tcp: TcpConfig,
     /// Most bytes of copied statements and answers that all shadow work together may hold in memory.
     pub shadow_memory_bytes_max: usize,
+    /// `[proxy.profile]`: how often servers are measured and how long that is kept.
+    pub profile: ProfileConfig,
+}
+
+/// `[proxy.profile]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProfileConfig {
+    /// Between two samples of a server's resources.
+    pub interval: Duration,
+    /// Age at which measurements are forgotten.
+    pub retention: Duration,
+}
+
+impl Default for ProfileConfig {
+    /// Every few seconds, for as long as it takes to look at yesterday: about 10 MB per server.
+    fn default() -> Self {
+        ProfileConfig { interval: Duration::from_secs(5), retention: Duration::from_secs(24 * 3600) }
+    }
 }
 
 /// `unix_socket_dir` and `unix_socket_mode`
@@ -214,6 +235,28 @@ pub struct UserConfig {
     pub password: Secret,
 }
 
+/// How fresh the state is from which a shadow may answer a read. What the session itself has written is always in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Consistency {
+    /// No more is promised.
+    #[default]
+    Session,
+    /// And everything that anybody had committed this time before; else the owner answers.
+    Bounded(Duration),
+    /// And everything that anybody had committed before the read came in: it waits until the shadow has that.
+    Global,
+}
+
+impl std::fmt::Display for Consistency {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Consistency::Session => f.write_str("session"),
+            Consistency::Bounded(bound) => write!(f, "bounded {}ms", bound.as_millis()),
+            Consistency::Global => f.write_str("global"),
+        }
+    }
+}
+
 /// `[[database.shadow]]`
 #[derive(Clone, Debug, PartialEq)]
 pub struct ShadowConfig {
@@ -231,6 +274,8 @@ pub struct ShadowConfig {
     pub serve_reads: f64,
     /// A served read that has not been answered after this time is asked again on the owner.
     pub hedge_after: Duration,
+    /// How fresh an answer of the shadow must be.
+    pub consistency: Consistency,
     /// When serving stops by itself.
     pub revert: RevertConfig,
     /// How serving grows.
@@ -368,6 +413,14 @@ pub struct RevertConfig {
     /// Age of the oldest unapplied change.
     #[serde(serialize_with = "serialize_seconds")]
     pub max_lag: Duration,
+    /// Percent of the shadow's `max_connections` in use; `None`: not judged.
+    pub max_connections: Option<f64>,
+    /// Sessions that run a statement on the shadow at the same time; `None`: not judged.
+    pub max_active: Option<u64>,
+    /// Processor cores that the shadow's server uses, where its host can be seen; `None`: not judged.
+    pub max_cpu_cores: Option<f64>,
+    /// Requests for locks that wait on the shadow; `None`: not judged.
+    pub max_locks_waiting: Option<u64>,
 }
 
 /// `[database.shadow.shift]`: the ladder.
@@ -378,6 +431,23 @@ pub struct ShiftConfig {
     /// How long each step must stay healthy.
     #[serde(serialize_with = "serialize_seconds")]
     pub hold: Duration,
+    /// Reads that the shadow must have answered on a step before the next: silence is not health.
+    pub min_served: u64,
+    /// Which statements move first.
+    pub order: ShiftOrder,
+    /// When steps may be taken.
+    pub calendar: Calendar,
+}
+
+/// `shift.order`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ShiftOrder {
+    /// All reads alike, by chance.
+    #[default]
+    All,
+    /// Statements whose sampled answers were the same and not slower first; the others at the last step only.
+    Proven,
 }
 
 /// `[database.shadow.adapt]`

@@ -38,6 +38,15 @@ pub(super) struct RawProxy {
     #[serde(default)]
     pub tcp: RawTcp,
     pub shadow_memory: Option<Spanned<String>>,
+    #[serde(default)]
+    pub profile: RawProfile,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawProfile {
+    pub interval: Option<Spanned<String>>,
+    pub retention: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -121,6 +130,7 @@ pub(super) struct RawShadow {
     pub sample_reads: Option<Spanned<f64>>,
     pub serve_reads: Option<Spanned<f64>>,
     pub hedge_after: Option<Spanned<String>>,
+    pub consistency: Option<Spanned<String>>,
     #[serde(default)]
     pub revert: RawRevert,
     #[serde(default)]
@@ -189,6 +199,10 @@ pub(super) struct RawRevert {
     pub latency_ratio: Option<Spanned<f64>>,
     pub latency_floor: Option<Spanned<String>>,
     pub max_lag: Option<Spanned<String>>,
+    pub max_connections: Option<Spanned<f64>>,
+    pub max_active: Option<Spanned<i64>>,
+    pub max_cpu_cores: Option<Spanned<f64>>,
+    pub max_locks_waiting: Option<Spanned<i64>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -196,6 +210,11 @@ pub(super) struct RawRevert {
 pub(super) struct RawShift {
     pub steps: Option<Spanned<Vec<f64>>>,
     pub hold: Option<Spanned<String>>,
+    pub min_served: Option<Spanned<i64>>,
+    pub order: Option<Spanned<String>>,
+    pub timezone: Option<Spanned<String>>,
+    pub allow: Option<Spanned<Vec<String>>>,
+    pub quiet: Option<Spanned<Vec<String>>>,
 }
 
 #[derive(Deserialize, Default)]

@@ -126,6 +126,11 @@ pub enum Topic {
     Mapping,
     SchemaVersions,
     Leftovers,
+    Profile,
+    Forecast,
+    Resources,
+    Report,
+    WhatIf,
     Help,
 }
 

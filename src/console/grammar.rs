@@ -43,6 +43,19 @@ pub const FORMS: &[Form] = &[
     form("SHOW ALERTS", "SHOW ALERTS", "events that want a person"),
     form("SHOW CUTOVER", "SHOW CUTOVER", "the newest cutover or rollback, step by step"),
     form("SHOW LEFTOVERS", "SHOW LEFTOVERS", "slots, publications, triggers and schemas of ours on the servers, and which are in use"),
+    form(
+        "SHOW PROFILE",
+        "SHOW PROFILE",
+        "each statement on both sides: errors, answers, latency, whether it is slower beyond chance, and why",
+    ),
+    form(
+        "SHOW FORECAST",
+        "SHOW FORECAST",
+        "latency and load of each shadow at the next step and at 100 %, and how true earlier forecasts were",
+    ),
+    form("SHOW RESOURCES", "SHOW RESOURCES", "what the servers were doing: the newest samples that are kept"),
+    form("SHOW REPORT", "SHOW REPORT", "the newest readiness report of each shadow: go or no-go, and why"),
+    form("SHOW WHAT IF", "SHOW WHAT IF", "the shadows of a source beside each other: latency, load, indexes, settings"),
     form("SHOW HELP", "SHOW HELP", "this list"),
     form("SET", "SET <shadow> <knob> = <value>", "change a setting until the next RELOAD, such as sample_reads or shift.hold"),
     form("RELOAD", "RELOAD", "read proxy.toml again; a wrong file is refused whole"),
@@ -97,6 +110,11 @@ pub(super) const TOPICS: &[(&str, Topic)] = &[
     ("MAPPING", Topic::Mapping),
     ("SCHEMA VERSIONS", Topic::SchemaVersions),
     ("LEFTOVERS", Topic::Leftovers),
+    ("PROFILE", Topic::Profile),
+    ("FORECAST", Topic::Forecast),
+    ("RESOURCES", Topic::Resources),
+    ("REPORT", Topic::Report),
+    ("WHAT IF", Topic::WhatIf),
     ("HELP", Topic::Help),
 ];
 

@@ -11,7 +11,7 @@ use super::{Answer, CommandError, Operator, auth::is_loopback, command::parse, d
 use crate::{config::ConsoleUser, monitor::metrics_text};
 use axum::{
     Json, Router,
-    extract::{ConnectInfo, DefaultBodyLimit, State, rejection::JsonRejection},
+    extract::{ConnectInfo, DefaultBodyLimit, Path, State, rejection::JsonRejection},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -71,13 +71,43 @@ fn router(operator: Arc<dyn Operator>, address: Option<IpAddr>) -> Router {
         .route("/healthz", get(|| async { plain(StatusCode::OK, "ok\n".into()) }))
         .route("/readyz", get(ready))
         .route("/api/state", get(state))
+        .route("/api/report/{shadow}", get(report))
+        .route("/report/{shadow}", get(report_page))
         .route("/api/command", post(command))
-        .fallback(|| async { plain(StatusCode::NOT_FOUND, "nothing here: /, /metrics, /healthz, /readyz, /api/state\n".into()) })
+        .fallback(|| async {
+            plain(
+                StatusCode::NOT_FOUND,
+                "nothing here: /, /metrics, /healthz, /readyz, /api/state, /report/<shadow>, /api/report/<shadow>\n".into(),
+            )
+        })
         .layer(DefaultBodyLimit::max(STATEMENT_BYTES_MAX + 1_024))
         .with_state(App { operator, address })
 }
 
 async fn dashboard() -> Response {
+    page(DASHBOARD)
+}
+
+/// The newest readiness report of a shadow, for people.
+async fn report_page(State(app): State<App>, Path(shadow): Path<String>) -> Response {
+    match app.operator.report(&shadow) {
+        Some(report) => page(&report.page),
+        None => plain(StatusCode::NOT_FOUND, NO_REPORT.into()),
+    }
+}
+
+/// The same, for scripts.
+async fn report(State(app): State<App>, Path(shadow): Path<String>) -> Response {
+    match app.operator.report(&shadow) {
+        Some(report) => (COMMON, Json(report.document)).into_response(),
+        None => plain(StatusCode::NOT_FOUND, NO_REPORT.into()),
+    }
+}
+
+const NO_REPORT: &str = "there is no readiness report of such a shadow: SIMULATE CUTOVER <shadow> makes one\n";
+
+/// A page of ours, with a nonce for what is inline in it.
+fn page(text: &str) -> Response {
     let mut nonce = String::with_capacity(32);
     for _ in 0..2 {
         // Keys from the operating system: a page cannot guess the nonce of another response.
@@ -93,7 +123,7 @@ async fn dashboard() -> Response {
         (header::X_FRAME_OPTIONS, "DENY".to_owned()),
         (header::REFERRER_POLICY, "no-referrer".to_owned()),
     ];
-    (headers, COMMON, DASHBOARD.replace("__NONCE__", &nonce)).into_response()
+    (headers, COMMON, text.replace("__NONCE__", &nonce)).into_response()
 }
 
 async fn metrics(State(app): State<App>) -> Response {

@@ -39,6 +39,17 @@ pub trait Operator: Send + Sync + 'static {
     fn ready(&self) -> Result<(), String>;
     /// `[proxy.console]`: whose name and password commands need; `None`: none, from this machine only.
     fn console_user(&self) -> Option<ConsoleUser>;
+    /// The newest readiness report of a shadow.
+    fn report(&self, shadow: &str) -> Option<Report>;
+}
+
+/// A readiness report.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// For scripts.
+    pub document: serde_json::Value,
+    /// For people: HTML without scripts, with `__NONCE__` where the style's nonce belongs.
+    pub page: String,
 }
 
 /// A table of results; an empty `columns` means that only the tag is sent.

@@ -13,13 +13,12 @@ use crate::{
     console::{Answer, CommandError, command::Command, state::CutoverState},
     cutover::{CutoverError, switch::Switch},
     metadata::{Owner, Proposal, ProposalState, Severity},
-    traffic::{ladder::Ladder, route::Percent},
     validate,
 };
 use serde_json::json;
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tokio_postgres::Client;
 
@@ -33,7 +32,7 @@ pub(super) async fn connect(url: &ServerUrl, name: &str) -> Result<Client, Contr
 /// Longest wait of PAUSE for running transactions.
 const PAUSE_TIMEOUT: Duration = Duration::from_secs(60);
 
-fn failed(error: impl std::fmt::Display) -> CommandError {
+pub(super) fn failed(error: impl std::fmt::Display) -> CommandError {
     CommandError::Failed(error.to_string())
 }
 
@@ -47,7 +46,7 @@ fn undecided(proposal: &Proposal) -> Result<(), CommandError> {
     Err(CommandError::Refused(format!("proposal {id} is already {state} (by {by}, {}){note}", utc(proposal.decided_ms))))
 }
 
-fn tagged(tag: &str, notice: impl Into<String>) -> Answer {
+pub(super) fn tagged(tag: &str, notice: impl Into<String>) -> Answer {
     Answer { tag: tag.into(), notices: vec![notice.into()], ..Answer::default() }
 }
 
@@ -161,264 +160,6 @@ impl Controller {
         ))
     }
 
-    fn shadow_start(&self, name: &str) -> Result<Answer, CommandError> {
-        let (managed, shadow) = self.shadow(name)?;
-        let kind = shadow.config.load().feed;
-        if kind == FeedKind::None {
-            return Err(CommandError::Refused(format!("shadow {name} has feed \"none\" in proxy.toml: nothing to start")));
-        }
-        if managed.database.route.load().owner.name != "source" {
-            return Err(CommandError::Refused(format!(
-                "{} owns the writes of {}: ROLLBACK {} first",
-                managed.database.route.load().owner.name,
-                managed.database.name,
-                managed.database.name
-            )));
-        }
-        if let Some((feed, _)) = shadow.feed()
-            && !feed.state().state.starts_with("failed")
-        {
-            return Err(CommandError::Refused(format!("shadow {name} is already started: SHOW FEED says how far it is")));
-        }
-        self.repository.set_started(&managed.database.name, name, true).map_err(failed)?;
-        match kind {
-            FeedKind::Mirror => managed.start_mirror(shadow, &self.repository),
-            FeedKind::Cdc | FeedKind::None => {
-                managed.start_feed(shadow, Direction::Forward, Start::Copy, &self.repository);
-            }
-        }
-        self.repository.record(
-            Severity::Info,
-            "cdc",
-            &managed.database.name,
-            name,
-            &format!("shadow {name} is being created: SHOW FEED shows progress and time left"),
-            json!({}),
-        );
-        Ok(tagged(
-            "SHADOW START",
-            format!("shadow {name} is being created: schema, data, then the change stream. SHOW FEED shows progress and time left"),
-        ))
-    }
-
-    async fn shadow_resync(&self, name: &str, who: &str) -> Result<Answer, CommandError> {
-        let (managed, shadow) = self.shadow(name)?;
-        let _turn = managed.switching.try_lock().map_err(|_| CommandError::Refused("a cutover is running: wait for its end".into()))?;
-        let Some((feed, direction)) = shadow.feed() else {
-            return Err(CommandError::Refused(format!("shadow {name} has no feed: SHADOW START {name} copies it")));
-        };
-        if shadow.rules.load().existing {
-            return Err(CommandError::Refused(format!(
-                "{name} has schema = \"existing\": a resync compares rows under the owner's names and types. SHADOW STOP {name}, empty its \
-                 tables, and SHADOW START {name} copies it again"
-            )));
-        }
-        if !feed.state().state.starts_with("failed") {
-            return Err(CommandError::Refused(format!(
-                "the feed of {name} has not lost its place: SHOW FEED says how it is, VERIFY {name} REPAIR puts rows right while it runs"
-            )));
-        }
-        shadow.stop_serving();
-        shadow.route.in_step.store(false, Ordering::SeqCst);
-        feed.stop().await;
-        managed.start_feed(shadow, direction, Start::Resync, &self.repository);
-        let message = format!("{who} asked for a resync of {name}: both sides are compared, and what differs is written");
-        self.repository.record(Severity::Info, "cdc", &managed.database.name, name, &message, json!({}));
-        Ok(tagged(
-            "SHADOW RESYNC",
-            format!(
-                "{name} is compared with the owner, and only what differs is written; then it follows again. SHOW FEED shows progress and time left"
-            ),
-        ))
-    }
-
-    async fn shadow_stop(&self, name: &str) -> Result<Answer, CommandError> {
-        let (managed, shadow) = self.shadow(name)?;
-        if managed.database.route.load().owner == shadow.route.target {
-            return Err(CommandError::Refused(format!(
-                "{name} owns the writes of {}: ROLLBACK {} first",
-                managed.database.name, managed.database.name
-            )));
-        }
-        let _turn = managed.switching.try_lock().map_err(|_| CommandError::Refused("a cutover is running: wait for its end".into()))?;
-        self.repository.set_started(&managed.database.name, name, false).map_err(failed)?;
-        shadow.stop_serving();
-        shadow.route.in_step.store(false, Ordering::SeqCst);
-        shadow.route.mirror.record(false);
-        let feed = lock(&shadow.feed).take();
-        shadow.route.freshness.store(None);
-        *lock(&shadow.adapter) = None;
-        if let Some((feed, _)) = feed {
-            feed.stop().await;
-        }
-        for direction in [Direction::Forward, Direction::Reverse] {
-            cdc::disarm(&managed.feed_spec(shadow, direction)).await.map_err(failed)?;
-        }
-        // It was fenced if it has been the owner; nobody depends on that any more.
-        crate::cutover::switch::lift_fence(&shadow.route.target).await.map_err(CommandError::Failed)?;
-        self.repository.record(
-            Severity::Info,
-            "cdc",
-            &managed.database.name,
-            name,
-            &format!("shadow {name} is stopped: slot, publication and triggers are gone from the servers; its data stays"),
-            json!({}),
-        );
-        Ok(tagged("SHADOW STOP", format!("shadow {name} is stopped; slot, publication and triggers are removed, its data stays")))
-    }
-
-    async fn remove_leftovers(&self, name: &str, who: &str) -> Result<Answer, CommandError> {
-        let managed = self.database(name)?;
-        let _turn = managed.switching.try_lock().map_err(|_| CommandError::Refused("a cutover is running: wait for its end".into()))?;
-        let mut keep = Vec::new();
-        for shadow in &managed.shadows {
-            // A started shadow needs the feed that runs, and after a cutover the one that is ready to.
-            if self.repository.is_started(name, &shadow.name()).map_err(failed)?
-                || managed.database.route.load().owner == shadow.route.target
-            {
-                keep.extend(
-                    [Direction::Forward, Direction::Reverse].map(|direction| cdc::feed_name(&managed.feed_spec(shadow, direction))),
-                );
-            }
-        }
-        let mut removed = Vec::new();
-        for (server, url) in managed.servers() {
-            let gone = cdc::leftovers::remove(&url, name, &keep).await.map_err(|error| failed(format!("{server}: {error}")))?;
-            removed.extend(gone.iter().map(|leftover| format!("{server}: {leftover}")));
-        }
-        if !removed.is_empty() {
-            let message = format!("leftovers of {name} were removed: {}", removed.join(", "));
-            self.repository.record(Severity::Info, "cdc", name, "", &message, json!({"by": who}));
-        }
-        let notices = if removed.is_empty() { vec!["there was nothing to remove".to_owned()] } else { removed };
-        Ok(Answer { tag: "REMOVE LEFTOVERS".into(), notices, ..Answer::default() })
-    }
-
-    fn lose_change(&self, name: &str) -> Result<Answer, CommandError> {
-        let (_, shadow) = self.shadow(name)?;
-        if !self.faults_allowed {
-            return Err(CommandError::Refused("faults are for tests: start understudy with UNDERSTUDY_FAULT=lose-change".into()));
-        }
-        shadow.fault.lose_change.store(true, Ordering::SeqCst);
-        Ok(tagged("FAULT", "the next row change is dropped before it is applied"))
-    }
-
-    fn shift_start(&self, name: &str, who: &str) -> Result<Answer, CommandError> {
-        let (managed, shadow) = self.shadow(name)?;
-        answers_reads(shadow)?;
-        let feed = shadow.feed().filter(|(feed, direction)| *direction == Direction::Forward && feed.is_streaming());
-        if feed.is_none() {
-            return Err(CommandError::Refused(format!("shadow {name} is not in step with the source: SHOW FEED says why")));
-        }
-        let config = shadow.config.load();
-        shadow.route.observations.forget(config.revert.window);
-        let (ladder, percent) = Ladder::start(&config.shift, Instant::now());
-        shadow.served_before_step.store(shadow.route.observations.served.get(), Ordering::SeqCst);
-        {
-            let mut current = lock(&shadow.ladder);
-            *current = ladder;
-            shadow.route.serve_reads.set(percent);
-        }
-        let steps = config.shift.steps.iter().map(|step| format!("{step} %")).collect::<Vec<_>>().join(", ");
-        let message = format!("shift of {name} started by {who}: {steps}, each held for {} s", config.shift.hold.as_secs_f64());
-        self.repository.record(Severity::Info, "traffic", &managed.database.name, name, &message, json!({"served_percent": percent}));
-        Ok(tagged("SHIFT START", message))
-    }
-
-    fn shift_stop(&self, name: &str, who: &str) -> Result<Answer, CommandError> {
-        let (managed, shadow) = self.shadow(name)?;
-        *lock(&shadow.ladder) = Ladder::Idle;
-        let message =
-            format!("shift of {name} stopped by {who}: it stays at {} %; REVERT {name} takes it to 0", shadow.route.serve_reads.get());
-        self.repository.record(Severity::Info, "traffic", &managed.database.name, name, &message, json!({}));
-        Ok(tagged("SHIFT STOP", message))
-    }
-
-    fn revert(&self, name: &str, who: &str) -> Result<Answer, CommandError> {
-        let (managed, shadow) = self.shadow(name)?;
-        shadow.revert(&format!("asked for by {who}"), None);
-        self.repository.record(
-            Severity::Warning,
-            "traffic",
-            &managed.database.name,
-            name,
-            &format!("reads went back from {name} to the owner: asked for by {who}"),
-            json!({}),
-        );
-        Ok(tagged("REVERT", format!("{name} answers no reads any more")))
-    }
-
-    async fn simulate(&self, name: &str, percent: f64, duration: Duration) -> Result<Answer, CommandError> {
-        let (managed, shadow) = self.shadow(name)?;
-        answers_reads(shadow)?;
-        let _turn = shadow
-            .busy
-            .try_lock()
-            .map_err(|_| CommandError::Refused(format!("another simulation or verification of {name} is running")))?;
-        if !shadow.route.in_step.load(Ordering::SeqCst) {
-            return Err(CommandError::Refused(format!("shadow {name} is not in step with the source: SHOW FEED says why")));
-        }
-        let observations = &shadow.route.observations;
-        let before = (observations.served.get(), observations.fallbacks.get(), observations.fenced.get(), observations.candidates.get());
-        let errors = managed.database.errors.get();
-        observations.forget(shadow.config.load().revert.window);
-        let earlier = shadow.route.serve_reads.get();
-        shadow.route.serve_reads.set(percent);
-        let reverts = lock(&shadow.reverted).as_ref().map_or(0, |state| state.count);
-        tokio::time::sleep(duration).await;
-        let reverted = lock(&shadow.reverted).as_ref().filter(|state| state.count > reverts).map(|state| state.reason.clone());
-        {
-            // only what this simulation has set: a ladder's step, a revert, SHADOW STOP or a cutover meanwhile stays
-            let _still = lock(&shadow.ladder);
-            if reverted.is_none() && shadow.route.serve_reads.get() == Percent::new(percent).get() {
-                shadow.route.serve_reads.set(earlier);
-            }
-        }
-        let (health, _) = observations.health(Duration::ZERO, &shadow.config.load().revert, Instant::now());
-        let (served, fallbacks) = (observations.served.get() - before.0, observations.fallbacks.get() - before.1);
-        let (fenced, candidates) = (observations.fenced.get() - before.2, observations.candidates.get() - before.3);
-        let errors = managed.database.errors.get() - errors;
-        let columns = [
-            "shadow",
-            "percent",
-            "seconds",
-            "candidates",
-            "served",
-            "fallbacks",
-            "fenced",
-            "client_errors",
-            "owner_p99_ms",
-            "shadow_p99_ms",
-            "reverted",
-        ];
-        let row = vec![
-            json!(name),
-            json!(percent),
-            json!(duration.as_secs_f64()),
-            json!(candidates),
-            json!(served),
-            json!(fallbacks),
-            json!(fenced),
-            json!(errors),
-            json!(health.owner.p99_us as f64 / 1000.0),
-            json!(health.shadow.p99_us as f64 / 1000.0),
-            json!(reverted),
-        ];
-        let message = format!(
-            "simulated cutover of {name} at {percent} % for {} s: {served} reads served, {fallbacks} fell back",
-            duration.as_secs_f64()
-        );
-        self.repository.record(
-            Severity::Info,
-            "traffic",
-            &managed.database.name,
-            name,
-            &message,
-            json!({"served": served, "fallbacks": fallbacks, "fenced": fenced}),
-        );
-        Ok(Answer { columns: columns.map(String::from).to_vec(), rows: vec![row], tag: "SIMULATE".into(), notices: vec![message] })
-    }
-
     async fn approve(&self, id: i64, sql: Option<&str>, who: &str) -> Result<Answer, CommandError> {
         let proposal = self.repository.proposal(id).map_err(|error| CommandError::Unknown(error.to_string()))?;
         // A rejected one may be approved after all: its table's changes were kept.
@@ -460,7 +201,7 @@ impl Controller {
         Ok(tagged("REJECT", format!("proposal {id} is rejected. {}", proposal.draft.if_rejected)))
     }
 
-    fn switch(&self, managed: &Arc<Managed>, shadow: &Arc<ManagedShadow>, to_shadow: bool) -> Result<Switch, CommandError> {
+    pub(super) fn switch(&self, managed: &Arc<Managed>, shadow: &Arc<ManagedShadow>, to_shadow: bool) -> Result<Switch, CommandError> {
         let (forward, backward) = (Direction::Forward, Direction::Reverse);
         let (kind, from, to, direction, opposite) = match to_shadow {
             true => ("cutover", managed.source(), shadow.route.target.clone(), forward, backward),
@@ -688,17 +429,6 @@ fn mirror_is_less(shadow: &ManagedShadow) -> String {
         mirror.diverged.get(),
         shadow.name()
     )
-}
-
-fn answers_reads(shadow: &ManagedShadow) -> Result<(), CommandError> {
-    if shadow.config.load().feed == FeedKind::Mirror {
-        let name = shadow.name();
-        return Err(CommandError::Refused(format!(
-            "{name} is fed by mirrored writes: its rows are not proven to be the owner's, so it answers no reads; they can be sampled \
-             (SET {name} sample_reads = 10)"
-        )));
-    }
-    Ok(())
 }
 
 /// The feed as the validator sees it.

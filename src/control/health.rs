@@ -1,4 +1,4 @@
-//! Whether each server answers and what it is doing: asked every few seconds, with longer pauses while it does not answer; the change
+//! Whether each server answers and what it is doing: asked every few seconds (`[proxy.profile]`), with longer pauses while it does not answer; the change
 //! from one to the other is an event.
 
 use super::{
@@ -7,8 +7,9 @@ use super::{
 };
 use crate::{
     config::ServerUrl,
-    metadata::Severity,
+    metadata::{MeasureKind, Severity},
     monitor::{self, ResourceSample},
+    traffic::judge::Load,
 };
 use serde_json::json;
 use std::{
@@ -16,11 +17,13 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-/// How often a server is asked: often enough for a person who watches, one cheap statement for the server.
-const INTERVAL: Duration = Duration::from_secs(5);
+/// Longest pause while a server does not answer.
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// How often tables are looked at as well: dead rows grow slowly, and an application may have ten thousand tables.
+const THOROUGH_INTERVAL: Duration = Duration::from_secs(60);
 /// A server that has not answered by then does not answer.
 const TIMEOUT: Duration = Duration::from_secs(3);
-/// Pause after the first failure; it doubles up to [`INTERVAL`].
+/// Pause after the first failure; it doubles up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(500);
 /// Failures in a row that make a server count as down: one may be a connection that a restart has cut.
 const FAILURES_DOWN: u64 = 2;
@@ -38,6 +41,8 @@ pub struct ServerHealth {
     pub error: Option<String>,
     /// The newest sample, with rates since the one before; nothing while the server cannot be asked.
     pub resources: Option<ResourceSample>,
+    /// The sample before it.
+    before: Option<ResourceSample>,
 }
 
 /// A change worth an event.
@@ -51,12 +56,17 @@ impl ServerHealth {
     fn answered(&mut self, sample: ResourceSample, now_ms: i64) -> Option<Change> {
         self.failures = 0;
         self.error = None;
-        self.resources = Some(sample);
+        self.before = self.resources.replace(sample);
         let before = self.up.replace(true);
         if before != Some(true) {
             self.since_ms = now_ms;
         }
         (before == Some(false)).then_some(Change::Up)
+    }
+
+    /// What the server was doing in both of the newest samples; `None`: there are not two.
+    pub fn load(&self) -> Option<Load> {
+        self.resources.as_ref().zip(self.before.as_ref()).map(|(now, before)| Load::of(now).least(Load::of(before)))
     }
 
     fn failed(&mut self, error: String, now_ms: i64) -> Option<Change> {
@@ -72,10 +82,10 @@ impl ServerHealth {
     }
 
     /// Before the next question.
-    fn pause(&self) -> Duration {
+    fn pause(&self, interval: Duration) -> Duration {
         match self.failures {
-            0 => INTERVAL,
-            failures => BACKOFF_MIN.saturating_mul(1 << failures.min(10)).min(INTERVAL),
+            0 => interval,
+            failures => BACKOFF_MIN.saturating_mul(1 << failures.min(10)).min(BACKOFF_MAX),
         }
     }
 
@@ -103,13 +113,18 @@ pub(super) async fn watch(
 ) {
     let mut session: Option<tokio_postgres::Client> = None;
     let mut earlier: Option<(ResourceSample, Instant)> = None;
+    let mut looked_at_tables: Option<Instant> = None;
     loop {
+        let thorough = looked_at_tables.is_none_or(|at| at.elapsed() >= THOROUGH_INTERVAL);
         let asked = async {
             let client = match session.take() {
                 Some(client) => client,
                 None => super::commands::connect(&url(), "understudy monitor").await.map_err(|error| error.to_string())?,
             };
-            let sample = monitor::sample(&client).await.map_err(|error| error.to_string())?;
+            let mut sample = monitor::sample(&client, thorough).await.map_err(|error| error.to_string())?;
+            if !thorough {
+                sample.dead_rows_ratio = earlier.as_ref().map_or(0.0, |(before, _)| before.dead_rows_ratio);
+            }
             Ok((client, sample))
         };
         let answer =
@@ -123,6 +138,10 @@ pub(super) async fn watch(
                 };
                 earlier = Some((sample, now));
                 session = Some(client);
+                if thorough {
+                    looked_at_tables = Some(now);
+                }
+                keep(&controller, &managed, &name, &rated);
                 lock(&health).answered(rated, now_ms())
             }
             Err(error) => {
@@ -135,9 +154,24 @@ pub(super) async fn watch(
         {
             tell(&controller, &managed, &name, &url(), &lock(&health).clone(), &change);
         }
-        let pause = lock(&health).pause();
+        let pause = lock(&health).pause(controller.config.load().proxy.profile.interval);
         tokio::time::sleep(pause).await;
     }
+}
+
+/// Keeps a sample with the measurements; a disk that is slow or full holds nothing up.
+fn keep(controller: &Controller, managed: &Managed, name: &str, sample: &ResourceSample) {
+    if controller.handed_over.load(Ordering::SeqCst) {
+        return;
+    }
+    let (repository, database) = (controller.repository.clone(), managed.database.name.clone());
+    let server = if name == "source" { String::new() } else { name.to_owned() };
+    let Ok(data) = serde_json::to_value(sample) else { return };
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = repository.keep(MeasureKind::Resources, &database, &server, &data) {
+            tracing::warn!(%error, "a sample of a server's resources was not kept");
+        }
+    });
 }
 
 fn tell(controller: &Controller, managed: &Managed, name: &str, url: &ServerUrl, health: &ServerHealth, change: &Change) {
@@ -173,7 +207,7 @@ mod tests {
     #[test]
     fn one_failure_is_no_outage_and_each_outage_is_told_once() {
         let mut health = ServerHealth::default();
-        assert_eq!((health.state(), health.pause()), ("not asked yet", INTERVAL));
+        assert_eq!((health.state(), health.pause(BACKOFF_MAX)), ("not asked yet", BACKOFF_MAX));
         assert_eq!(health.answered(ResourceSample::default(), 1), None);
         assert_eq!((health.state(), health.since_ms), ("up", 1));
         assert_eq!(health.failed("x".into(), 2), None);
@@ -193,9 +227,9 @@ mod tests {
         let mut before = Duration::ZERO;
         for _ in 0..100 {
             health.failed(String::new(), 0);
-            assert!(health.pause() >= before && health.pause() <= INTERVAL);
-            before = health.pause();
+            assert!(health.pause(BACKOFF_MAX) >= before && health.pause(BACKOFF_MAX) <= BACKOFF_MAX);
+            before = health.pause(BACKOFF_MAX);
         }
-        assert_eq!(before, INTERVAL);
+        assert_eq!(before, BACKOFF_MAX);
     }
 }

@@ -1,6 +1,6 @@
 //! One database and its shadows as the control plane holds them.
 
-use super::{health::ServerHealth, mirror::Mirrored};
+use super::{health::ServerHealth, mirror::Mirrored, profile::Measured};
 use crate::{
     cdc::{Direction, Fault, Feed, FeedSpec, Start},
     config::{DatabaseConfig, FeedKind, MirrorWrites, SchemaSource, ShadowConfig},
@@ -16,12 +16,12 @@ use crate::{
         comparator,
         copies::{ByteBudget, CopyQueue},
         database::Database,
-        fence::Fence,
+        fence::{Fence, Tick},
         ladder::Ladder,
         mirror::{self, Mirror},
         observations::Observations,
         rehearsal::Freshness,
-        route::{Breaker, Percent, Route, ShadowRoute, Target},
+        route::{Breaker, Percent, Route, Serving, ShadowRoute, Target},
     },
 };
 use arc_swap::ArcSwap;
@@ -42,8 +42,8 @@ pub struct Managed {
     pub database: Arc<Database>,
     /// In file order.
     pub shadows: Vec<Arc<ManagedShadow>>,
-    /// Newest tick: number, position of the owner, and the epoch in which it was read.
-    pub tick: watch::Sender<(u64, Lsn, i64)>,
+    /// The newest one.
+    pub tick: watch::Sender<Tick>,
     /// The newest cutover or rollback.
     pub cutover: Mutex<Option<CutoverState>>,
     /// A cutover or rollback is running: one at a time.
@@ -80,6 +80,8 @@ pub struct ManagedShadow {
     pub busy: tokio::sync::Mutex<()>,
     /// What is known of its server.
     pub health: Arc<Mutex<ServerHealth>>,
+    /// Points of its load curve, forecasts, findings.
+    pub measured: Measured,
 }
 
 /// Locks a mutex whose holder may have panicked: the values in here are whole at every moment.
@@ -138,7 +140,7 @@ impl Managed {
             config: ArcSwap::from_pointee(config.clone()),
             database,
             shadows,
-            tick: watch::Sender::new((0, Lsn::ZERO, epoch)),
+            tick: watch::Sender::new(Tick { number: 0, position: Lsn::ZERO, epoch, started_ms: 0 }),
             cutover: Mutex::new(None),
             switching: tokio::sync::Mutex::new(()),
             paused: AtomicBool::new(false),
@@ -229,7 +231,8 @@ impl ManagedShadow {
             observations: Observations::new(config.revert.window),
             breaker: Breaker::default(),
             copy_breaker: Breaker::default(),
-            hedge_after: config.hedge_after,
+            serving: ArcSwap::from_pointee(Serving { hedge_after: config.hedge_after, consistency: config.consistency }),
+            first: arc_swap::ArcSwapOption::empty(),
         };
         ManagedShadow {
             route: Arc::new(route),
@@ -243,6 +246,7 @@ impl ManagedShadow {
             adapter: Mutex::new(None),
             busy: tokio::sync::Mutex::new(()),
             health: Arc::default(),
+            measured: Measured::default(),
             config: ArcSwap::from_pointee(config.clone()),
         }
     }
@@ -262,6 +266,7 @@ impl ManagedShadow {
         let mut ladder = lock(&self.ladder);
         *ladder = Ladder::Idle;
         self.route.serve_reads.set(0.0);
+        self.route.first.store(None);
     }
 
     /// Stops serving at once and remembers why. Needs nothing but memory.

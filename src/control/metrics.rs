@@ -47,6 +47,26 @@ impl Controller {
                     samples.gauge("understudy_monitor_server_up", "1 while the server answers", &labels, f64::from(u8::from(up)));
                 }
             }
+            for shadow in &managed.shadows {
+                let name = shadow.name();
+                let labels = [("database", managed.database.name.as_str()), ("shadow", name.as_str())];
+                let slower = lock(&shadow.measured.findings).len() as f64;
+                samples.gauge(
+                    "understudy_monitor_slower_statements",
+                    "Kinds of statements that are slower on the shadow beyond chance",
+                    &labels,
+                    slower,
+                );
+                if let Ok(forecast) = shadow.measured.forecast(100.0) {
+                    let p99_s = forecast.p99_us.value / 1e6;
+                    samples.gauge(
+                        "understudy_monitor_forecast_p99_seconds",
+                        "Expected p99 of the shadow at a share of 100 %",
+                        &labels,
+                        p99_s,
+                    );
+                }
+            }
         }
         for database in &state.databases {
             let labels = [("database", database.name.as_str())];

@@ -4,19 +4,30 @@
 //! ends with it. Deliberately absent: bytes of clients. The data plane goes on serving when anything in here fails.
 
 mod ahead;
+mod climb;
 mod commands;
+mod explain;
+mod feeds;
 mod health;
 mod managed;
 mod mapping;
 mod metrics;
 mod mirror;
 mod operator;
+mod profile;
+mod readiness;
 mod reload;
+mod report_page;
+mod shift;
 mod show;
+mod show_profile;
+mod show_servers;
+mod simulate;
 mod start;
 mod state;
 mod takeover;
 mod watch;
+mod what_if;
 
 pub use health::ServerHealth;
 pub use managed::{Managed, ManagedShadow};

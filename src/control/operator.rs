@@ -3,7 +3,7 @@
 use super::Controller;
 use crate::{
     config::ConsoleUser,
-    console::{Answer, CommandError, Metric, Operator, command::Command, state::State},
+    console::{Answer, CommandError, Metric, Operator, Report, command::Command, state::State},
 };
 use async_trait::async_trait;
 use std::sync::Arc;
@@ -34,6 +34,11 @@ impl Operator for Handle {
         }
         Ok(())
     }
+
+    fn report(&self, shadow: &str) -> Option<Report> {
+        self.0.report(shadow)
+    }
+
     fn console_user(&self) -> Option<ConsoleUser> {
         self.0.config.load().proxy.console.clone()
     }

@@ -10,7 +10,7 @@ use crate::{
     metadata::Severity,
     net::changed_at,
     schema::mapping::Rules,
-    traffic::route::Percent,
+    traffic::route::{Percent, Serving},
 };
 use serde_json::json;
 use std::{
@@ -21,8 +21,9 @@ use std::{
 /// How often the file's modification time is looked at.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
-const KNOBS: &str = "sample_reads, serve_reads, mirror_writes, revert.window, revert.min_requests, revert.error_rate, revert.mismatch_rate, \
-     revert.latency_ratio, revert.latency_floor, revert.max_lag, shift.steps, shift.hold, adapt.auto_approve";
+const KNOBS: &str = "sample_reads, serve_reads, consistency, hedge_after, mirror_writes, revert.window, revert.min_requests, revert.error_rate, \
+     revert.mismatch_rate, revert.latency_ratio, revert.latency_floor, revert.max_lag, revert.max_connections, revert.max_active, \
+     revert.max_cpu_cores, revert.max_locks_waiting, shift.steps, shift.hold, shift.min_served, shift.order, adapt.auto_approve";
 
 impl Controller {
     /// `SET <shadow> <knob> = <value>`: until the next restart or reload.
@@ -36,9 +37,11 @@ impl Controller {
         }
         let value = value.trim();
         let value = match key {
-            "mirror_writes" | "window" | "max_lag" | "latency_floor" | "hold" => format!("\"{}\"", value.replace(['"', '\\'], "")),
+            "mirror_writes" | "consistency" | "hedge_after" | "window" | "max_lag" | "latency_floor" | "hold" | "order" => {
+                format!("\"{}\"", value.replace(['"', '\\'], ""))
+            }
             "steps" => format!("[{}]", value.trim_matches(['[', ']']).replace('%', "")),
-            "min_requests" => value.to_owned(),
+            "min_requests" | "max_active" | "max_locks_waiting" | "min_served" => value.to_owned(),
             _ => {
                 let number = value.trim_end_matches('%').trim();
                 if number.contains('.') { number.to_owned() } else { format!("{number}.0") }
@@ -59,6 +62,8 @@ impl Controller {
         match (section, key) {
             ("", "sample_reads") => changed.sample_reads = given.sample_reads,
             ("", "serve_reads") => changed.serve_reads = given.serve_reads,
+            ("", "consistency") => changed.consistency = given.consistency,
+            ("", "hedge_after") => changed.hedge_after = given.hedge_after,
             ("", "mirror_writes") => changed.mirror_writes = given.mirror_writes,
             ("revert", "window") => changed.revert.window = given.revert.window,
             ("revert", "min_requests") => changed.revert.min_requests = given.revert.min_requests,
@@ -67,6 +72,12 @@ impl Controller {
             ("revert", "latency_ratio") => changed.revert.latency_ratio = given.revert.latency_ratio,
             ("revert", "latency_floor") => changed.revert.latency_floor = given.revert.latency_floor,
             ("revert", "max_lag") => changed.revert.max_lag = given.revert.max_lag,
+            ("revert", "max_connections") => changed.revert.max_connections = given.revert.max_connections,
+            ("revert", "max_active") => changed.revert.max_active = given.revert.max_active,
+            ("revert", "max_cpu_cores") => changed.revert.max_cpu_cores = given.revert.max_cpu_cores,
+            ("revert", "max_locks_waiting") => changed.revert.max_locks_waiting = given.revert.max_locks_waiting,
+            ("shift", "min_served") => changed.shift.min_served = given.shift.min_served,
+            ("shift", "order") => changed.shift.order = given.shift.order,
             ("shift", "steps") => changed.shift.steps.clone_from(&given.shift.steps),
             ("shift", "hold") => changed.shift.hold = given.shift.hold,
             (_, _) => changed.adapt.auto_approve = given.adapt.auto_approve,
@@ -125,15 +136,11 @@ impl Controller {
         } else {
             for (old, new) in running.databases.iter().zip(&config.databases) {
                 let urls = |database: &config::DatabaseConfig| {
-                    let shadows: Vec<_> = database
-                        .shadows
-                        .iter()
-                        .map(|shadow| (shadow.url.clone(), shadow.feed, shadow.hedge_after, shadow.schema))
-                        .collect();
+                    let shadows: Vec<_> = database.shadows.iter().map(|shadow| (shadow.url.clone(), shadow.feed, shadow.schema)).collect();
                     (database.source.clone(), shadows)
                 };
                 if urls(old) != urls(new) {
-                    fixed.push(format!("urls, feed, schema and hedge_after of {}", old.name));
+                    fixed.push(format!("urls, feed and schema of {}", old.name));
                 }
             }
         }
@@ -219,6 +226,7 @@ impl ManagedShadow {
             let rehearse = new.mirror_writes == MirrorWrites::Rehearse && new.feed == FeedKind::Cdc;
             self.route.rehearse.store(rehearse, Ordering::SeqCst);
         }
+        self.route.serving.store(Arc::new(Serving { hedge_after: new.hedge_after, consistency: new.consistency }));
         if old.revert.window != new.revert.window {
             self.route.observations.forget(new.revert.window);
         }

@@ -1,4 +1,4 @@
-//! Background tasks of a database: ticks of the owner's position, fences of the shadows, the judge and the ladder, drift,
+//! Background tasks of a database: ticks of the owner's position, fences of the shadows, drift,
 //! what the servers are doing.
 
 use super::{
@@ -6,25 +6,22 @@ use super::{
     managed::{Managed, ManagedShadow, lock},
 };
 use crate::{
-    cdc::{Direction, Feed},
+    cdc::{CdcError, Direction},
     config::FeedKind,
     lsn::Lsn,
     metadata::{ProposalState, Severity},
     schema::catalog::Catalog,
     sql::CatalogFacts,
-    traffic::{database::monotonic_ms, judge},
+    traffic::{
+        database::monotonic_ms,
+        fence::{Pending, Tick},
+    },
 };
-use std::{
-    collections::HashSet,
-    sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 use tokio::task::JoinSet;
 
 /// How often the owner's position is sampled while a shadow wants it.
 const TICK: Duration = Duration::from_millis(10);
-/// How often the judge looks.
-const JUDGE_INTERVAL: Duration = Duration::from_millis(50);
 /// How often shadows are looked at for changes made behind our back, and volatility facts are refreshed.
 const DRIFT_INTERVAL: Duration = Duration::from_secs(3);
 /// Sessions that write around the fence and are told of, per change of owner: after so many, one more says nothing new.
@@ -34,6 +31,7 @@ const RETRY: Duration = Duration::from_millis(500);
 
 /// Starts the tasks of all databases.
 pub(super) fn spawn_all(controller: &Arc<Controller>, tasks: &mut JoinSet<()>) {
+    tasks.spawn(super::profile::forget(controller.clone()));
     for managed in &controller.databases {
         tasks.spawn(tick(managed.clone()));
         tasks.spawn(refresh_facts(managed.clone()));
@@ -51,7 +49,8 @@ pub(super) fn spawn_all(controller: &Arc<Controller>, tasks: &mut JoinSet<()>) {
         ));
         for shadow in &managed.shadows {
             tasks.spawn(fence(managed.clone(), shadow.clone()));
-            tasks.spawn(judge_and_climb(controller.clone(), managed.clone(), shadow.clone()));
+            tasks.spawn(super::climb::judge_and_climb(controller.clone(), managed.clone(), shadow.clone()));
+            tasks.spawn(super::profile::measure(controller.clone(), managed.clone(), shadow.clone()));
             tasks.spawn(drift(controller.clone(), managed.clone(), shadow.clone()));
             tasks.spawn(health::watch(
                 controller.clone(),
@@ -80,7 +79,10 @@ async fn tick(managed: Arc<Managed>) {
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while let Ok(statement) = client.prepare("SELECT (pg_catalog.pg_current_wal_insert_lsn() - '0/0')::int8").await {
             let broken = loop {
-                interval.tick().await;
+                tokio::select! {
+                    _ = interval.tick() => {}
+                    () = managed.database.ticks.demanded() => {}
+                }
                 let route = managed.database.route.load_full();
                 if route.owner != owner {
                     break false;
@@ -88,12 +90,13 @@ async fn tick(managed: Arc<Managed>) {
                 if !route.shadows.iter().any(|shadow| shadow.is_interested()) {
                     continue;
                 }
+                let started_ms = monotonic_ms();
                 let number = managed.database.ticks.start();
                 match client.query_one(&statement, &[]).await.and_then(|row| row.try_get::<_, i64>(0)) {
                     Ok(position) => {
                         let position = Lsn(position as u64);
                         managed.database.ticks.found(position);
-                        managed.tick.send_replace((number, position, route.epoch));
+                        managed.tick.send_replace(Tick { number, position, epoch: route.epoch, started_ms });
                     }
                     Err(_) => break true,
                 }
@@ -114,106 +117,59 @@ async fn tick(managed: Arc<Managed>) {
 /// Lets a shadow pass the ticks that it has applied.
 async fn fence(managed: Arc<Managed>, shadow: Arc<ManagedShadow>) {
     let mut ticks = managed.tick.subscribe();
+    let mut pending = Pending::default();
     loop {
-        if ticks.changed().await.is_err() {
-            return;
+        let tick = match pending.oldest() {
+            Some(tick) => tick,
+            None => {
+                if ticks.changed().await.is_err() {
+                    return;
+                }
+                *ticks.borrow_and_update()
+            }
+        };
+        if pending.oldest().is_none() {
+            pending.push(tick);
         }
-        let (number, position, epoch) = *ticks.borrow_and_update();
-        let Some((feed, direction)) = shadow.feed() else { continue };
+        let Some((feed, direction)) = shadow.feed() else {
+            pending.clear();
+            continue;
+        };
         if shadow.config.load().feed == FeedKind::Mirror {
             // What was acknowledged before the tick has been handed over before it.
             if feed.is_streaming() && shadow.route.mirror.drained(Duration::from_secs(2)).await {
-                shadow.route.fence.pass(number);
+                shadow.route.fence.pass(tick.number, tick.started_ms);
             }
+            pending.clear();
             continue;
         }
         // a position means something to a feed from the server it was read on only
-        let comparable = || managed.database.route.load().epoch == epoch && managed.feeds_from_owner(direction);
+        let comparable = || managed.database.route.load().epoch == tick.epoch && managed.feeds_from_owner(direction);
         if !comparable() {
+            pending.clear();
             continue;
         }
-        let applied = feed.wait_applied(position, Duration::from_secs(2)).await.is_ok();
-        if applied && comparable() {
-            shadow.route.fence.pass(number);
-        }
-    }
-}
-
-fn lag_of(shadow: &ManagedShadow, feed: &Feed) -> Duration {
-    if shadow.config.load().feed == FeedKind::Mirror { shadow.route.mirror.lag() } else { feed.lag() }
-}
-
-/// Judges a shadow's health; goes back or climbs.
-async fn judge_and_climb(controller: Arc<Controller>, managed: Arc<Managed>, shadow: Arc<ManagedShadow>) {
-    let mut interval = tokio::time::interval(JUDGE_INTERVAL);
-    loop {
-        interval.tick().await;
-        if controller.handed_over.load(Ordering::SeqCst) {
-            continue;
-        }
-        let max_lag = shadow.config.load().revert.max_lag;
-        let in_step = shadow.feed().is_some_and(|(feed, direction)| {
-            managed.feeds_from_owner(direction) && feed.is_streaming() && lag_of(&shadow, &feed) <= max_lag
-        });
-        let was_in_step = shadow.route.in_step.swap(in_step, Ordering::SeqCst);
-        let serving = shadow.route.serve_reads.get();
-        if serving <= 0.0 {
-            continue;
-        }
-        if was_in_step != in_step {
-            tracing::warn!(database = %managed.database.name, shadow = %shadow.name(), in_step, "a serving shadow has changed its step with the owner");
-        }
-        let now = Instant::now();
-        let config = shadow.config.load();
-        if !in_step || !shadow.route.breaker.allows(monotonic_ms()) {
-            // sessions keep their reads for the moment: that is what a failing shadow, or one that is gone, looks like
-            shadow.route.observations.unavailable(now);
-        }
-        let lag = match shadow.feed() {
-            Some((feed, _)) => lag_of(&shadow, &feed),
-            None => Duration::MAX,
-        };
-        let (health, first_bad) = shadow.route.observations.health(lag, &config.revert, now);
-        if let Some(reason) = judge::verdict(&health, &config.revert) {
-            let first_bad = first_bad.or_else(|| now.checked_sub(lag.min(config.revert.max_lag)));
-            let state = shadow.revert(&reason, first_bad);
-            let message = format!(
-                "reads of database {} went back from shadow {} to the owner: {reason}. Clients were answered by the owner. \
-                 When the cause is mended: SHIFT START {}",
-                managed.database.name,
-                shadow.name(),
-                shadow.name()
-            );
-            let data = serde_json::json!({"reason": reason, "served_percent": serving, "reaction_ms": state.reaction_ms, "health": {
-                "requests": health.requests, "errors": health.errors, "compared": health.compared, "different": health.different,
-                "owner_p99_us": health.owner.p99_us, "shadow_p99_us": health.shadow.p99_us, "lag_ms": lag.as_millis() as u64}});
-            let (repository, database) = (controller.repository.clone(), managed.database.name.clone());
-            let name = shadow.name();
-            // going back has happened; telling about it may wait for a disk
-            tokio::task::spawn_blocking(move || repository.record(Severity::Alert, "traffic", &database, &name, &message, data));
-            continue;
-        }
-        let served = shadow.route.observations.served.get();
-        let evidence = served > shadow.served_before_step.load(Ordering::SeqCst);
-        let step = {
-            let mut ladder = lock(&shadow.ladder);
-            let (next, percent) = ladder.tick(&config.shift, evidence, now);
-            let finished = *ladder != next && percent.is_none();
-            *ladder = next;
-            if let Some(percent) = percent {
-                shadow.route.serve_reads.set(percent); // under the lock: never behind a revert that came between
+        let mut applied = std::pin::pin!(feed.wait_applied(tick.position, Duration::from_secs(2)));
+        let outcome = loop {
+            tokio::select! {
+                outcome = &mut applied => break outcome,
+                changed = ticks.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    pending.push(*ticks.borrow_and_update());
+                }
             }
-            percent.map(Some).or(finished.then_some(None))
         };
-        if let Some(percent) = step {
-            shadow.served_before_step.store(served, Ordering::SeqCst);
-            let message = match percent {
-                Some(percent) => format!("shift: {} now answers {percent} % of the reads of {}", shadow.name(), managed.database.name),
-                None => format!("shift: {} has held the last step; its reads stay there. Next: CUTOVER {}", shadow.name(), shadow.name()),
-            };
-            let data = serde_json::json!({"served_percent": percent, "requests": health.requests, "errors": health.errors,
-                "compared": health.compared, "different": health.different, "owner_p99_us": health.owner.p99_us, "shadow_p99_us": health.shadow.p99_us});
-            controller.repository.record(Severity::Info, "traffic", &managed.database.name, &shadow.name(), &message, data);
+        match outcome {
+            Ok(()) if comparable() => {
+                if let Some(reached) = pending.reached(feed.applied()).filter(|reached| reached.epoch == tick.epoch) {
+                    shadow.route.fence.pass(reached.number, reached.started_ms);
+                }
+            }
+            // Far behind: the oldest is waited for on.
+            Err(CdcError::Timeout { .. }) => {}
+            Ok(()) | Err(_) => pending.clear(),
         }
     }
 }

@@ -20,7 +20,7 @@ const ARM_SESSIONS_TIMEOUT: Duration = Duration::from_secs(10);
 /// The feed gets this long to catch up, before anything is held.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(30);
 /// Running transactions get this long to end while new ones wait; then the attempt is taken back.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// The marker gets this long to be applied while clients wait; then the attempt is taken back.
 const MARKER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Sessions get this long to go over to the new owner, before they are expelled from the old one.

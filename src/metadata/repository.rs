@@ -77,6 +77,7 @@ impl Repository {
     pub fn release(&self) -> Result<(), MetadataError> {
         let memory = Connection::open_in_memory()?;
         memory.execute_batch(SCHEMA)?;
+        memory.execute_batch(super::measures::SCHEMA)?;
         *self.lock() = memory;
         Ok(())
     }
@@ -107,6 +108,7 @@ impl Repository {
             SCHEMA_VERSION => {}
             found => return Err(MetadataError::Newer { found, known: SCHEMA_VERSION }),
         }
+        connection.execute_batch(super::measures::SCHEMA)?;
         Ok(connection)
     }
 
@@ -117,6 +119,7 @@ impl Repository {
     pub fn in_memory() -> Result<Self, MetadataError> {
         let connection = Connection::open_in_memory()?;
         connection.execute_batch(SCHEMA)?;
+        connection.execute_batch(super::measures::SCHEMA)?;
         Ok(Repository { connection: Arc::new(Mutex::new(connection)) })
     }
 

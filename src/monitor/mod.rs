@@ -8,15 +8,21 @@
 //! Sources: hdrhistogram.org; PostgreSQL documentation, "The Cumulative Statistics System"; Prometheus, "Exposition
 //! formats".
 
+mod forecast;
 mod histogram;
+mod host;
 mod metrics_text;
+mod paired;
+pub mod plans;
 mod profile;
 mod resources;
 mod window;
 
+pub use forecast::{Forecast, Interval, Point, READS_MIN, forecast};
 pub use histogram::{LATENCY_MAX_US, LatencyHistogram};
 pub use metrics_text::metrics_text;
-pub use profile::{FINGERPRINTS_MAX, QueryProfile};
+pub use paired::{Comparison, MARGIN, PAIRS_MIN};
+pub use profile::{FINGERPRINTS_MAX, PROVEN_ANSWERS_MIN, QueryProfile, StatementProfile};
 pub use resources::{ResourceError, ResourceSample, sample};
 pub use window::{SlowShare, Window, WindowCounts};
 

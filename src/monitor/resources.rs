@@ -1,7 +1,8 @@
-//! What a server is doing, from its own statistics views. Works on PostgreSQL 14 to 18 with the rights of any role;
+//! What a server is doing, from its own statistics views. Works on PostgreSQL 13 to 18 with the rights of any role;
 //! without `pg_monitor` the states and ages of other roles' sessions are not seen.
-//! Source: PostgreSQL documentation, "The Cumulative Statistics System", "pg_locks", "pg_replication_slots".
+//! What it does not say by itself (processor time) is read from the host, where that is ours. Source: PostgreSQL documentation, "The Cumulative Statistics System", "pg_locks", "pg_replication_slots".
 
+use super::host;
 use crate::lsn::Lsn;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -60,6 +61,42 @@ pub struct ResourceSample {
     pub oldest_xmin_age: u64,
     /// Bytes of write-ahead log that the most backward replication slot retains.
     pub slot_retained_bytes: u64,
+    /// Milliseconds that backends waited for reads of data files; 0 where `track_io_timing` is off.
+    #[serde(default)]
+    pub read_ms: f64,
+    /// Milliseconds that backends waited for writes of data files; 0 where `track_io_timing` is off.
+    #[serde(default)]
+    pub write_ms: f64,
+    /// Checkpoints that came with time.
+    #[serde(default)]
+    pub checkpoints_timed: u64,
+    /// Checkpoints that were asked for, mostly because the write-ahead log had grown.
+    #[serde(default)]
+    pub checkpoints_requested: u64,
+    /// Pages that checkpoints have written.
+    #[serde(default)]
+    pub checkpoint_blocks: u64,
+    /// Servers and feeds that receive the write-ahead log.
+    #[serde(default)]
+    pub receivers: u64,
+    /// Bytes of write-ahead log that the slowest of them has not confirmed.
+    #[serde(default)]
+    pub receivers_behind_bytes: u64,
+    /// Share of rows in this database's tables that are dead, 0 to 1: how bloated it is. Looked at once a minute.
+    #[serde(default)]
+    pub dead_rows_ratio: f64,
+    /// Seconds of processor time of all its processes since it started; `None`: it is on another host.
+    #[serde(default)]
+    pub cpu_s: Option<f64>,
+    /// Processor cores in use since the sample before; `None`: on another host, or a first sample.
+    #[serde(default)]
+    pub cpu_cores: Option<f64>,
+    /// Bytes written to temporary files per second since the sample before; 0 in a first sample.
+    #[serde(default)]
+    pub temp_bytes_per_s: f64,
+    /// Pages read from the operating system per second since the sample before; 0 in a first sample.
+    #[serde(default)]
+    pub blocks_read_per_s: f64,
     /// Commits and rollbacks per second since the sample before; 0 in a first sample.
     pub transactions_per_s: f64,
     /// Bytes of write-ahead log per second since the sample before; 0 in a first sample.
@@ -83,6 +120,9 @@ impl ResourceSample {
         if hit + read > 0 {
             self.cache_hit_ratio = ratio(hit, read);
         }
+        self.blocks_read_per_s = read as f64 / seconds;
+        self.temp_bytes_per_s = self.temp_bytes.saturating_sub(earlier.temp_bytes) as f64 / seconds;
+        self.cpu_cores = self.cpu_s.zip(earlier.cpu_s).map(|(now, before)| (now - before).max(0.0) / seconds);
         self
     }
 }
@@ -100,7 +140,11 @@ SELECT current_setting('server_version_num')::int8,
        s.longest_transaction_s,
        greatest(s.xmin_age, r.xmin_age,
                 (SELECT coalesce(max(age(transaction)), 0) FROM pg_catalog.pg_prepared_xacts))::int8,
-       coalesce(r.retained, 0)::int8
+       coalesce(r.retained, 0)::int8,
+       coalesce(d.blk_read_time, 0)::float8, coalesce(d.blk_write_time, 0)::float8,
+       p.receivers, coalesce(p.behind, 0)::int8,
+       pg_backend_pid(),
+       CASE WHEN inet_server_addr() IS NULL OR inet_server_addr() = inet_client_addr() THEN current_database()::text END
 FROM (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END AS lsn) AS w,
      pg_catalog.pg_stat_database AS d,
      (SELECT (SELECT sum(numbackends)::int8 FROM pg_catalog.pg_stat_database) AS connections,
@@ -113,14 +157,25 @@ FROM (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg
      (SELECT greatest(coalesce(max(age(xmin)), 0), coalesce(max(age(catalog_xmin)), 0)) AS xmin_age,
              max(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END,
                                  restart_lsn)) AS retained
-      FROM pg_catalog.pg_replication_slots) AS r
+      FROM pg_catalog.pg_replication_slots) AS r,
+     (SELECT count(*) AS receivers,
+             max(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END,
+                                 coalesce(replay_lsn, flush_lsn, sent_lsn))) AS behind
+      FROM pg_catalog.pg_stat_replication) AS p
 WHERE d.datname = current_database()";
+
+const CHECKPOINTS: &str = "SELECT num_timed, num_requested, buffers_written FROM pg_catalog.pg_stat_checkpointer";
+const CHECKPOINTS_BEFORE_17: &str = "SELECT checkpoints_timed, checkpoints_req, buffers_checkpoint FROM pg_catalog.pg_stat_bgwriter";
+const DEAD_ROWS: &str =
+    "SELECT coalesce(sum(n_dead_tup) / nullif(sum(n_dead_tup + n_live_tup), 0), 0)::float8 FROM pg_catalog.pg_stat_user_tables";
 
 /// Takes one sample on `client`, of its server and its database.
 ///
+/// `thorough`: tables are looked at as well, which takes longer the more there are; else that figure is 0.
+///
 /// # Errors
 /// [`ResourceError`]
-pub async fn sample(client: &Client) -> Result<ResourceSample, ResourceError> {
+pub async fn sample(client: &Client, thorough: bool) -> Result<ResourceSample, ResourceError> {
     let row = client.query_one(QUERY, &[]).await?;
     let number = |index: usize| -> Result<u64, tokio_postgres::Error> {
         Ok(row.try_get::<_, Option<i64>>(index)?.and_then(|value| u64::try_from(value).ok()).unwrap_or(0))
@@ -131,8 +186,27 @@ pub async fn sample(client: &Client) -> Result<ResourceSample, ResourceError> {
         None => Lsn::ZERO,
     };
     let (blocks_hit, blocks_read) = (number(8)?, number(9)?);
+    let server_version_num = u32::try_from(number(0)?).unwrap_or(0);
+    let checkpoints = client.query_one(if server_version_num >= 170_000 { CHECKPOINTS } else { CHECKPOINTS_BEFORE_17 }, &[]).await?;
+    let checkpoint = |index: usize| -> Result<u64, tokio_postgres::Error> {
+        Ok(checkpoints.try_get::<_, Option<i64>>(index)?.and_then(|value| u64::try_from(value).ok()).unwrap_or(0))
+    };
+    let dead_rows_ratio = if thorough { client.query_one(DEAD_ROWS, &[]).await?.try_get(0)? } else { 0.0 };
+    let backend: i32 = row.try_get(22)?;
     Ok(ResourceSample {
-        server_version_num: u32::try_from(number(0)?).unwrap_or(0),
+        read_ms: row.try_get(18)?,
+        write_ms: row.try_get(19)?,
+        receivers: number(20)?,
+        receivers_behind_bytes: number(21)?,
+        checkpoints_timed: checkpoint(0)?,
+        checkpoints_requested: checkpoint(1)?,
+        checkpoint_blocks: checkpoint(2)?,
+        dead_rows_ratio,
+        cpu_s: row.try_get::<_, Option<String>>(23)?.and_then(|database| host::cpu_seconds(backend, &database)),
+        cpu_cores: None,
+        temp_bytes_per_s: 0.0,
+        blocks_read_per_s: 0.0,
+        server_version_num,
         in_recovery: row.try_get(1)?,
         connections: number(2)?,
         active: number(3)?,
@@ -178,6 +252,9 @@ mod tests {
             ..Default::default()
         };
         let rated = later.clone().rates_since(&earlier, Duration::from_secs(2));
+        let busy = ResourceSample { cpu_s: Some(7.0), temp_bytes: 600, ..Default::default() };
+        let busy = busy.rates_since(&ResourceSample { cpu_s: Some(4.0), ..Default::default() }, Duration::from_secs(2));
+        assert_eq!((busy.cpu_cores, busy.temp_bytes_per_s, rated.cpu_cores), (Some(1.5), 300.0, None));
         assert_eq!((rated.transactions_per_s, rated.wal_bytes_per_s, rated.cache_hit_ratio), (100.0, 2_000.0, 0.9));
         let reset = earlier.rates_since(&later, Duration::from_secs(2));
         assert_eq!((reset.transactions_per_s, reset.wal_bytes_per_s), (0.0, 0.0));

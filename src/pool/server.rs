@@ -133,6 +133,8 @@ pub struct Server {
     pub from: BytesMut,
     /// Its process.
     pub backend: Arc<Backend>,
+    /// Notifications that came between our own questions, as sent: they are the session's that listens.
+    pub heard: BytesMut,
     /// Reported ones.
     pub parameters: Parameters,
     /// Of the ownership under which it was opened.
@@ -148,7 +150,16 @@ impl Server {
     pub fn from_connection(connection: Connection, target: Arc<Target>, epoch: i64) -> Self {
         let Connection { stream, buffer, parameters, key: (pid, key) } = connection;
         let backend = Arc::new(Backend { target, pid, key });
-        Server { stream, from: buffer, backend, parameters: Parameters::new(parameters), epoch, bulk: false, pooled: None }
+        Server {
+            stream,
+            from: buffer,
+            backend,
+            heard: BytesMut::new(),
+            parameters: Parameters::new(parameters),
+            epoch,
+            bulk: false,
+            pooled: None,
+        }
     }
 
     /// Hands the socket to the runtime that this is called on, unless it is there.
@@ -170,8 +181,8 @@ impl Server {
     /// # Errors
     /// From the operating system.
     pub fn rebind(self) -> io::Result<Self> {
-        let Server { stream, from, backend, parameters, epoch, bulk, pooled } = self;
-        Ok(Server { stream: stream.rebind()?, from, backend, parameters, epoch, bulk, pooled })
+        let Server { stream, from, backend, heard, parameters, epoch, bulk, pooled } = self;
+        Ok(Server { stream: stream.rebind()?, from, backend, heard, parameters, epoch, bulk, pooled })
     }
 
     /// Nothing has to be done before it works for a session with these settings on this thread.
@@ -251,6 +262,7 @@ impl Server {
                     let values = wire::backend::data_row(&message.body).ok_or(None)?;
                     rows.push(values.into_iter().map(|value| value.map(|bytes| String::from_utf8_lossy(bytes).into_owned())).collect());
                 }
+                b'A' => wire::put(&mut self.heard, b'A', |b| b.extend_from_slice(&message.body)),
                 b'E' => failed = failed.or(Some(message.body)),
                 b'Z' => return failed.map_or(Ok(rows), |body| Err(Some(body))),
                 _ => {}

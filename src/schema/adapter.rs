@@ -54,11 +54,15 @@ struct LogEntry {
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 struct Patch {
     tables: BTreeMap<i64, Option<Table>>,
     types: BTreeMap<i64, Option<super::catalog::UserType>>,
     sequences: BTreeMap<i64, Option<super::catalog::Sequence>>,
     schemas: BTreeMap<i64, Option<super::catalog::Namespace>>,
+    functions: BTreeMap<i64, Option<super::catalog::Routine>>,
+    /// All of them, if any changed.
+    default_privileges: Option<Vec<super::catalog::DefaultAccess>>,
 }
 
 fn patch_map<T: Clone + PartialEq>(before: &BTreeMap<i64, T>, after: &BTreeMap<i64, T>) -> BTreeMap<i64, Option<T>> {
@@ -91,6 +95,10 @@ impl Memory {
             restore_map(&mut self.catalog.types, entry.before.types);
             restore_map(&mut self.catalog.sequences, entry.before.sequences);
             restore_map(&mut self.catalog.schemas, entry.before.schemas);
+            restore_map(&mut self.catalog.functions, entry.before.functions);
+            if let Some(before) = entry.before.default_privileges {
+                self.catalog.default_privileges = before;
+            }
             proposals.extend(entry.proposals);
         }
         proposals.sort_unstable();
@@ -182,6 +190,19 @@ impl Adapter {
         Ok(found.is_some_and(|known| known.columns.iter().any(|known| known.name == column)))
     }
 
+    /// The owner's table with this oid, at the engine's place in the stream.
+    ///
+    /// # Errors
+    /// [`SchemaError`]
+    pub async fn known_table(&self, oid: i64) -> Result<Option<Table>, SchemaError> {
+        let mut guard = self.memory.lock().await;
+        let memory = match guard.take() {
+            Some(memory) => memory,
+            None => self.recall()?,
+        };
+        Ok(guard.insert(memory).catalog.tables.get(&oid).cloned())
+    }
+
     /// The owner's schema at the engine's place in the stream.
     ///
     /// # Errors
@@ -255,7 +276,12 @@ impl Adapter {
             waiting.extend(again);
             waiting.clone()
         };
-        let (adaptation, proposals) = self.decide(steps, reusable)?;
+        let (mut adaptation, proposals) = self.decide(steps, reusable)?;
+        for table in message.recopy {
+            if !adaptation.recopy.contains(&table) {
+                adaptation.recopy.push(table);
+            }
+        }
         memory.log.push(LogEntry {
             lsn,
             before: Patch {
@@ -263,6 +289,8 @@ impl Adapter {
                 types: patch_map(&before.types, &memory.catalog.types),
                 sequences: patch_map(&before.sequences, &memory.catalog.sequences),
                 schemas: patch_map(&before.schemas, &memory.catalog.schemas),
+                functions: patch_map(&before.functions, &memory.catalog.functions),
+                default_privileges: (before.default_privileges != memory.catalog.default_privileges).then_some(before.default_privileges),
             },
             proposals,
         });
@@ -384,6 +412,17 @@ pub fn version_difference(repository: &Repository, before: i64, after: i64) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_memory_from_before_owners_and_functions_were_remembered_is_read() {
+        let old = r#"{"catalog": {"tables": {}, "types": {"5": {"oid": 5, "schema": "s", "name": "t", "kind": "e"}}, "sequences": {},
+            "schemas": {"7": {"oid": 7, "name": "s"}}}, "log": [{"lsn": "0/A", "before": {"tables": {}, "types": {}, "sequences": {},
+            "schemas": {"7": null}}, "proposals": [1]}]}"#;
+        let lsn = serde_json::to_value(Lsn(10)).unwrap().to_string();
+        let mut memory: Memory = serde_json::from_str(&old.replace("\"0/A\"", &lsn)).unwrap();
+        assert!(memory.catalog.schemas[&7].owner.is_empty() && memory.catalog.functions.is_empty());
+        assert_eq!(memory.rewind(Lsn(10)), [1]);
+    }
 
     #[test]
     fn a_message_seen_again_finds_the_memory_as_it_was() {

@@ -10,7 +10,9 @@
 //! captured again. Source: PostgreSQL documentation, "Event Triggers", "Event Trigger Functions".
 
 use super::{
-    describe::{NAMESPACE_IS_USERS, RELATION, SEQUENCE, SEQUENCE_IS_FREE, TYPE},
+    describe::{
+        DEFAULT_PRIVILEGES, DEFINITION, NAMESPACE_IS_USERS, RELATION, ROUTINE, SCHEMA, SEQUENCE, SEQUENCE_IS_FREE, TYPE, not_of_extension,
+    },
     quote,
 };
 
@@ -69,6 +71,8 @@ pub fn install_sql(publication: &str, way: Way) -> String {
     );
     let failed =
         way.say("PERFORM", PREFIX, "jsonb_build_object('version', 1, 'event', 'capture_failed', 'tag', tag, 'error', reason)::text");
+    let (free_relation, free_routine, free_type) =
+        (not_of_extension("pg_class", "c.oid"), not_of_extension("pg_proc", "p.oid"), not_of_extension("pg_type", "t.oid"));
     // A row counts with the start of its record, a message with the end of its own, which is the start of the next: a row right behind
     // the message would be at the same place and could come first. It overtakes this one instead, which says nothing.
     let after = match way {
@@ -139,11 +143,30 @@ BEGIN
 EXCEPTION WHEN OTHERS THEN PERFORM understudy.ddl_failed('table rewrite', SQLERRM);
 END $understudy$;
 
+-- What this transaction has written to the catalog: the newest of it is what the statement did. What others have written since it
+-- began comes along, and says nothing new.
+CREATE OR REPLACE FUNCTION understudy.ddl_granted(text) RETURNS TABLE (class text, oid oid, sub int, tag text, identity text)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on AS $understudy$
+  WITH own(age) AS (SELECT age(pg_current_xact_id()::xid))
+  SELECT 'pg_class', c.oid, 0, $1, format('%I.%I', n.nspname, c.relname) FROM own, pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND c.relpersistence <> 't' AND {NAMESPACE_IS_USERS} AND {free_relation}
+      AND (age(c.xmin) <= own.age OR EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND age(a.xmin) <= own.age))
+  UNION ALL SELECT 'pg_proc', p.oid, 0, $1, format('%I.%I', n.nspname, p.proname) FROM own, pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+    WHERE {NAMESPACE_IS_USERS} AND {free_routine} AND age(p.xmin) <= own.age
+  UNION ALL SELECT 'pg_type', t.oid, 0, $1, format('%I.%I', n.nspname, t.typname) FROM own, pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
+    LEFT JOIN pg_class tc ON tc.oid = t.typrelid
+    WHERE (t.typtype IN ('e', 'd') OR (t.typtype = 'c' AND tc.relkind = 'c')) AND {NAMESPACE_IS_USERS} AND {free_type} AND age(t.xmin) <= own.age
+  UNION ALL SELECT 'pg_namespace', n.oid, 0, $1, quote_ident(n.nspname) FROM own, pg_namespace n
+    WHERE {NAMESPACE_IS_USERS} AND age(n.xmin) <= own.age
+$understudy$;
+
 CREATE OR REPLACE FUNCTION understudy.ddl_end() RETURNS event_trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on AS $understudy$
 DECLARE
   commands jsonb;
   touched oid[];
+  more jsonb;
+  granted boolean;
 BEGIN
   IF current_setting('understudy.busy', true) = 'on' THEN RETURN; END IF;
   SELECT jsonb_agg(jsonb_build_object('class', d.classid::regclass::text, 'oid', d.objid::bigint, 'sub', d.objsubid,
@@ -161,6 +184,16 @@ BEGIN
       AND NOT (d.classid = 'pg_class'::regclass AND EXISTS (SELECT FROM pg_class c WHERE c.oid = d.objid AND c.relpersistence = 't'))
       AND NOT (d.classid = 'pg_namespace'::regclass AND d.object_identity = 'understudy')
       AND NOT (d.classid = 'pg_publication'::regclass OR d.classid = 'pg_publication_rel'::regclass OR d.object_type = 'publication');
+  -- GRANT names nothing that it changed.
+  SELECT bool_or(d.command_tag IN ('GRANT', 'REVOKE', 'ALTER DEFAULT PRIVILEGES')) INTO granted
+    FROM pg_event_trigger_ddl_commands() d WHERE NOT d.in_extension;
+  granted := coalesce(granted, false) OR tg_tag IN ('DROP OWNED', 'REASSIGN OWNED');
+  IF granted THEN
+    SELECT jsonb_agg(to_jsonb(g) || jsonb_build_object('oid', g.oid::bigint)), array_agg(g.oid) FILTER (WHERE g.class = 'pg_class') || touched INTO more, touched
+      FROM understudy.ddl_granted(tg_tag) g;
+    commands := coalesce(commands, '[]') || coalesce(more, '[]');
+    IF commands = '[]' AND tg_tag <> 'ALTER DEFAULT PRIVILEGES' THEN commands := NULL; END IF;
+  END IF;
   IF commands IS NULL THEN
     PERFORM set_config('understudy.rewritten', '', true);
     RETURN;
@@ -178,17 +211,15 @@ BEGIN
            OR t.oid IN (SELECT k.contypid FROM jsonb_array_elements(commands) e JOIN pg_constraint k ON k.oid = (e->>'oid')::oid
                WHERE e->>'class' = 'pg_constraint'))
          AND (t.typtype IN ('e', 'd') OR (t.typtype = 'c' AND tc.relkind = 'c')) AND {NAMESPACE_IS_USERS}),
-    'functions', (SELECT jsonb_agg(jsonb_build_object('oid', p.oid::bigint, 'schema', n.nspname, 'name', p.proname,
-         'arguments', pg_get_function_identity_arguments(p.oid), 'kind', p.prokind::text,
-         'definition', CASE WHEN p.prokind IN ('f', 'p', 'w') THEN pg_get_functiondef(p.oid) END) ORDER BY p.oid)
+    'functions', (SELECT jsonb_agg({ROUTINE} || {DEFINITION} ORDER BY p.oid)
        FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
        WHERE p.oid IN (SELECT (e->>'oid')::oid FROM jsonb_array_elements(commands) e WHERE e->>'class' = 'pg_proc') AND {NAMESPACE_IS_USERS}),
-    'schemas', (SELECT jsonb_agg(jsonb_build_object('oid', n.oid::bigint, 'name', n.nspname) ORDER BY n.oid) FROM pg_namespace n
+    'schemas', (SELECT jsonb_agg({SCHEMA} ORDER BY n.oid) FROM pg_namespace n
        WHERE n.oid IN (SELECT (e->>'oid')::oid FROM jsonb_array_elements(commands) e WHERE e->>'class' = 'pg_namespace') AND {NAMESPACE_IS_USERS}),
     'extensions', (SELECT jsonb_agg(jsonb_build_object('name', x.extname, 'version', x.extversion, 'schema', n.nspname)) FROM pg_extension x
        JOIN pg_namespace n ON n.oid = x.extnamespace
        WHERE x.oid IN (SELECT (e->>'oid')::oid FROM jsonb_array_elements(commands) e WHERE e->>'class' = 'pg_extension'))
-    ), touched);
+    ) || CASE WHEN granted THEN jsonb_build_object('default_privileges', {DEFAULT_PRIVILEGES}) ELSE '{{}}' END, touched);
   PERFORM set_config('understudy.rewritten', '', true);
 EXCEPTION WHEN OTHERS THEN PERFORM understudy.ddl_failed(tg_tag, SQLERRM);
 END $understudy$;
@@ -219,7 +250,7 @@ EXCEPTION WHEN OTHERS THEN PERFORM understudy.ddl_failed(tg_tag, SQLERRM);
 END $understudy$;
 
 REVOKE ALL ON FUNCTION understudy.ddl_end(), understudy.ddl_drop(), understudy.ddl_rewrite(), understudy.ddl_emit(text, jsonb, oid[]),
-  understudy.ddl_failed(text, text), understudy.ddl_publish(oid[]) FROM PUBLIC;
+  understudy.ddl_failed(text, text), understudy.ddl_publish(oid[]), understudy.ddl_granted(text) FROM PUBLIC;
 DROP EVENT TRIGGER IF EXISTS understudy_ddl_end;
 DROP EVENT TRIGGER IF EXISTS understudy_ddl_drop;
 DROP EVENT TRIGGER IF EXISTS understudy_ddl_rewrite;
@@ -238,7 +269,7 @@ DROP EVENT TRIGGER IF EXISTS understudy_ddl_end;
 DROP EVENT TRIGGER IF EXISTS understudy_ddl_drop;
 DROP EVENT TRIGGER IF EXISTS understudy_ddl_rewrite;
 DROP FUNCTION IF EXISTS understudy.ddl_end(), understudy.ddl_drop(), understudy.ddl_rewrite(),
-  understudy.ddl_emit(text, jsonb, oid[]), understudy.ddl_failed(text, text), understudy.ddl_publish(oid[]);
+  understudy.ddl_emit(text, jsonb, oid[]), understudy.ddl_failed(text, text), understudy.ddl_publish(oid[]), understudy.ddl_granted(text);
 DO $understudy$ BEGIN
   IF EXISTS (SELECT FROM pg_namespace WHERE nspname = 'understudy') THEN DROP SCHEMA understudy RESTRICT; END IF;
 EXCEPTION WHEN dependent_objects_still_exist THEN NULL;

@@ -137,6 +137,9 @@ pub struct Grant {
     /// WITH GRANT OPTION.
     #[serde(default)]
     pub grantable: bool,
+    /// On this column only.
+    #[serde(default)]
+    pub column: Option<String>,
 }
 
 /// Table, partitioned table, view, materialized view or foreign table.
@@ -300,6 +303,12 @@ pub struct UserType {
     /// Composite: fields.
     #[serde(default, deserialize_with = "null_to_default")]
     pub attributes: Vec<Attribute>,
+    /// Role that owns it; empty: not known.
+    #[serde(default)]
+    pub owner: String,
+    /// What others may do with it, whether said or by default.
+    #[serde(default, deserialize_with = "null_to_default")]
+    pub grants: Vec<Grant>,
 }
 
 /// A sequence that is not behind an identity column.
@@ -332,6 +341,12 @@ pub struct Sequence {
     /// Quoted `schema.table.column`.
     #[serde(default)]
     pub owned_by: Option<String>,
+    /// Role that owns it; empty: not known.
+    #[serde(default)]
+    pub owner: String,
+    /// What others may do with it, whether said or by default.
+    #[serde(default, deserialize_with = "null_to_default")]
+    pub grants: Vec<Grant>,
 }
 
 /// A schema (namespace).
@@ -341,6 +356,48 @@ pub struct Namespace {
     pub oid: i64,
     /// Name.
     pub name: String,
+    /// Role that owns it; empty: not known.
+    #[serde(default)]
+    pub owner: String,
+    /// What others may do with it, whether said or by default.
+    #[serde(default, deserialize_with = "null_to_default")]
+    pub grants: Vec<Grant>,
+}
+
+/// Function, procedure or aggregate: who owns it and who may run it. Its definition travels in messages.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Routine {
+    /// Oid on that server.
+    #[serde(default)]
+    pub oid: i64,
+    /// Schema.
+    pub schema: String,
+    /// Name.
+    pub name: String,
+    /// Types of the arguments, for `DROP`.
+    #[serde(default)]
+    pub arguments: String,
+    /// Role that owns it; empty: not known.
+    #[serde(default)]
+    pub owner: String,
+    /// What others may do with it, whether said or by default.
+    #[serde(default, deserialize_with = "null_to_default")]
+    pub grants: Vec<Grant>,
+}
+
+/// What a role gives to others on objects that it makes later.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DefaultAccess {
+    /// The role.
+    pub role: String,
+    /// Only in this schema.
+    #[serde(default)]
+    pub schema: Option<String>,
+    /// `r` tables, `S` sequences, `f` functions, `T` types, `n` schemas.
+    pub kind: String,
+    /// To whom.
+    #[serde(default, deserialize_with = "null_to_default")]
+    pub grants: Vec<Grant>,
 }
 
 /// The document that `describe::catalog_query` gives.
@@ -354,6 +411,10 @@ struct Document {
     sequences: Vec<Sequence>,
     #[serde(default, deserialize_with = "null_to_default")]
     schemas: Vec<Namespace>,
+    #[serde(default, deserialize_with = "null_to_default")]
+    functions: Vec<Routine>,
+    #[serde(default, deserialize_with = "null_to_default")]
+    default_privileges: Vec<DefaultAccess>,
 }
 
 /// One server's schema.
@@ -367,6 +428,12 @@ pub struct Catalog {
     pub sequences: BTreeMap<i64, Sequence>,
     /// Schemas by oid.
     pub schemas: BTreeMap<i64, Namespace>,
+    /// Functions, procedures and aggregates by oid.
+    #[serde(default)]
+    pub functions: BTreeMap<i64, Routine>,
+    /// Of all roles.
+    #[serde(default)]
+    pub default_privileges: Vec<DefaultAccess>,
 }
 
 impl Catalog {
@@ -419,6 +486,8 @@ impl Catalog {
             types: document.types.into_iter().map(|item| (item.oid, item)).collect(),
             sequences: document.sequences.into_iter().map(|item| (item.oid, item)).collect(),
             schemas: document.schemas.into_iter().map(|item| (item.oid, item)).collect(),
+            functions: document.functions.into_iter().map(|item| (item.oid, item)).collect(),
+            default_privileges: document.default_privileges,
         })
     }
 
@@ -453,6 +522,7 @@ impl Catalog {
         self.types.values_mut().for_each(|item| rename(&mut item.schema));
         self.sequences.values_mut().for_each(|item| rename(&mut item.schema));
         self.schemas.values_mut().for_each(|item| rename(&mut item.name));
+        self.functions.values_mut().for_each(|item| rename(&mut item.schema));
     }
 }
 

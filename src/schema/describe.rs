@@ -4,13 +4,35 @@
 //! All of it is meant to run under `search_path = pg_catalog`: then `format_type`, `pg_get_expr` and their relatives
 //! qualify every name that is not built in.
 
+/// What others than its owner may do with an object, from its ACL as it is in effect: a missing one stands for the kind's own.
+macro_rules! grants {
+    ($acl:literal, $kind:literal, $owner:literal) => {
+        concat!(
+            "(SELECT jsonb_agg(jsonb_build_object('to', CASE WHEN g.grantee <> 0 THEN pg_get_userbyid(g.grantee) END,
+    'privilege', g.privilege_type, 'grantable', g.grantable) ORDER BY g.grantee, g.privilege_type)
+    FROM (SELECT x.grantee, x.privilege_type, bool_or(x.is_grantable) AS grantable FROM aclexplode(coalesce(",
+            $acl,
+            ", acldefault('",
+            $kind,
+            "', ",
+            $owner,
+            "))) x WHERE x.grantee <> ",
+            $owner,
+            " GROUP BY 1, 2) g)"
+        )
+    };
+}
+
 /// One relation (table, partitioned table, view, materialized view, foreign table) `c` in namespace `n`.
 pub const RELATION: &str = r"jsonb_build_object(
  'oid', c.oid::bigint, 'schema', n.nspname, 'name', c.relname, 'kind', c.relkind::text, 'persistence', c.relpersistence::text,
  'owner', pg_get_userbyid(c.relowner),
  'grants', (SELECT jsonb_agg(jsonb_build_object('to', CASE WHEN g.grantee <> 0 THEN pg_get_userbyid(g.grantee) END,
-    'privilege', g.privilege_type, 'grantable', g.is_grantable) ORDER BY g.grantee, g.privilege_type)
-    FROM aclexplode(c.relacl) g WHERE g.grantee <> c.relowner),
+    'privilege', g.privilege_type, 'grantable', g.grantable, 'column', g.attname) ORDER BY g.attname NULLS FIRST, g.grantee, g.privilege_type)
+    FROM (SELECT NULL::name AS attname, x.grantee, x.privilege_type, bool_or(x.is_grantable) AS grantable FROM aclexplode(c.relacl) x
+         WHERE x.grantee <> c.relowner GROUP BY 2, 3
+       UNION ALL SELECT a.attname, x.grantee, x.privilege_type, bool_or(x.is_grantable) FROM pg_attribute a, aclexplode(a.attacl) x
+         WHERE a.attrelid = c.oid AND NOT a.attisdropped AND x.grantee <> c.relowner GROUP BY 1, 2, 3) g),
  'replica_identity', c.relreplident::text, 'is_partition', c.relispartition,
  'parent', (SELECT i.inhparent::bigint FROM pg_inherits i WHERE i.inhrelid = c.oid ORDER BY i.inhseqno LIMIT 1),
  'parent_name', (SELECT format('%I.%I', pn.nspname, p.relname) FROM pg_inherits i JOIN pg_class p ON p.oid = i.inhparent
@@ -49,8 +71,10 @@ pub const RELATION: &str = r"jsonb_build_object(
     FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal AND g.tgparentid = 0), '[]'))";
 
 /// One user-made type `t` in namespace `n`: enum, domain or free-standing composite.
-pub const TYPE: &str = r"jsonb_build_object(
- 'oid', t.oid::bigint, 'schema', n.nspname, 'name', t.typname, 'kind', t.typtype::text,
+pub const TYPE: &str = concat!(
+    "jsonb_build_object('owner', pg_get_userbyid(t.typowner), 'grants', ",
+    grants!("t.typacl", "T", "t.typowner"),
+    r", 'oid', t.oid::bigint, 'schema', n.nspname, 'name', t.typname, 'kind', t.typtype::text,
  'labels', (SELECT jsonb_agg(jsonb_build_object('oid', e.oid::bigint, 'label', e.enumlabel) ORDER BY e.enumsortorder)
     FROM pg_enum e WHERE e.enumtypid = t.oid),
  'base', CASE WHEN t.typtype = 'd' THEN format_type(t.typbasetype, t.typtypmod) END,
@@ -59,18 +83,47 @@ pub const TYPE: &str = r"jsonb_build_object(
     FROM pg_constraint k WHERE k.contypid = t.oid AND k.contype = 'c'),
  'attributes', CASE WHEN t.typtype = 'c' THEN (SELECT jsonb_agg(jsonb_build_object(
     'num', a.attnum, 'name', a.attname, 'type', format_type(a.atttypid, a.atttypmod)) ORDER BY a.attnum)
-    FROM pg_attribute a WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) END)";
+    FROM pg_attribute a WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) END)"
+);
 
 /// One sequence `s` (pg_sequence) with class `c` in namespace `n`; not those of identity columns.
-pub const SEQUENCE: &str = r"jsonb_build_object(
- 'oid', c.oid::bigint, 'schema', n.nspname, 'name', c.relname, 'type', format_type(s.seqtypid, NULL), 'start', s.seqstart::text,
+pub const SEQUENCE: &str = concat!(
+    "jsonb_build_object('owner', pg_get_userbyid(c.relowner), 'grants', ",
+    grants!("c.relacl", "s", "c.relowner"),
+    r", 'oid', c.oid::bigint, 'schema', n.nspname, 'name', c.relname, 'type', format_type(s.seqtypid, NULL), 'start', s.seqstart::text,
  'increment', s.seqincrement::text, 'min', s.seqmin::text, 'max', s.seqmax::text, 'cache', s.seqcache::text, 'cycle', s.seqcycle,
  'owned_table', (SELECT format('%I.%I', tn.nspname, tc.relname) FROM pg_depend d JOIN pg_class tc ON tc.oid = d.refobjid
     JOIN pg_namespace tn ON tn.oid = tc.relnamespace
     WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.refclassid = 'pg_class'::regclass AND d.deptype = 'a'),
  'owned_by', (SELECT format('%I.%I.%I', tn.nspname, tc.relname, a.attname) FROM pg_depend d JOIN pg_class tc ON tc.oid = d.refobjid
     JOIN pg_namespace tn ON tn.oid = tc.relnamespace JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
-    WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.refclassid = 'pg_class'::regclass AND d.deptype = 'a'))";
+    WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.refclassid = 'pg_class'::regclass AND d.deptype = 'a'))"
+);
+
+/// One schema `n`.
+pub const SCHEMA: &str = concat!(
+    "jsonb_build_object('oid', n.oid::bigint, 'name', n.nspname, 'owner', pg_get_userbyid(n.nspowner), 'grants', ",
+    grants!("n.nspacl", "n", "n.nspowner"),
+    ")"
+);
+
+/// One function, procedure or aggregate `p` in schema `n`, without its definition.
+pub const ROUTINE: &str = concat!(
+    "jsonb_build_object('oid', p.oid::bigint, 'schema', n.nspname, 'name', p.proname, 'kind', p.prokind::text,
+ 'arguments', pg_get_function_identity_arguments(p.oid), 'owner', pg_get_userbyid(p.proowner), 'grants', ",
+    grants!("p.proacl", "f", "p.proowner"),
+    ")"
+);
+
+/// Its definition, to be added to [`ROUTINE`].
+pub const DEFINITION: &str = "jsonb_build_object('definition', CASE WHEN p.prokind IN ('f', 'p', 'w') THEN pg_get_functiondef(p.oid) END)";
+
+/// What every role gives to others on objects that it makes later, as one list. Only what is granted to others than the role itself.
+pub const DEFAULT_PRIVILEGES: &str = "coalesce((SELECT jsonb_agg(jsonb_build_object('role', pg_get_userbyid(d.defaclrole),
+ 'schema', (SELECT n.nspname FROM pg_namespace n WHERE n.oid = d.defaclnamespace), 'kind', d.defaclobjtype::text,
+ 'grants', (SELECT jsonb_agg(jsonb_build_object('to', CASE WHEN g.grantee <> 0 THEN pg_get_userbyid(g.grantee) END,
+    'privilege', g.privilege_type, 'grantable', g.is_grantable) ORDER BY g.grantee, g.privilege_type)
+    FROM aclexplode(d.defaclacl) g WHERE g.grantee <> d.defaclrole)) ORDER BY d.oid) FROM pg_default_acl d), '[]')";
 
 /// Not a sequence behind an identity column (those come with the column).
 pub const SEQUENCE_IS_FREE: &str = r"NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
@@ -88,6 +141,7 @@ pub fn not_of_extension(class: &str, oid: &str) -> String {
 /// A query for the whole catalog of a database as one JSON document; `filter` restricts the relations (alias `c`, `n`).
 pub fn catalog_query(filter: &str) -> String {
     let relation_free = not_of_extension("pg_class", "c.oid");
+    let routine_free = not_of_extension("pg_proc", "p.oid");
     let type_free = not_of_extension("pg_type", "t.oid");
     format!(
         "SELECT jsonb_build_object(
@@ -99,7 +153,9 @@ pub fn catalog_query(filter: &str) -> String {
           'sequences', coalesce((SELECT jsonb_agg({SEQUENCE} ORDER BY c.oid) FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid
              JOIN pg_namespace n ON n.oid = c.relnamespace
              WHERE c.relpersistence <> 't' AND {NAMESPACE_IS_USERS} AND {SEQUENCE_IS_FREE} AND {relation_free}), '[]'),
-          'schemas', (SELECT jsonb_agg(jsonb_build_object('oid', n.oid::bigint, 'name', n.nspname) ORDER BY n.oid)
-             FROM pg_namespace n WHERE {NAMESPACE_IS_USERS}))::text"
+          'schemas', (SELECT jsonb_agg({SCHEMA} ORDER BY n.oid) FROM pg_namespace n WHERE {NAMESPACE_IS_USERS}),
+          'functions', coalesce((SELECT jsonb_agg({ROUTINE} ORDER BY p.oid) FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+             WHERE {NAMESPACE_IS_USERS} AND {routine_free}), '[]'),
+          'default_privileges', {DEFAULT_PRIVILEGES})::text"
     )
 }

@@ -6,10 +6,11 @@ use super::{
     catalog::{Catalog, Column, Table},
     experience,
     fill::{Order, predicted},
+    model::Model,
     plan::{ddl, draft},
     quote,
 };
-use crate::metadata::ProposalDraft;
+use crate::metadata::{Proposal, ProposalDraft};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use tokio_postgres::Client;
@@ -27,10 +28,12 @@ pub struct DriftRow {
     pub shadow: String,
     /// The newest proposal about the object, if any.
     pub proposal: Option<i64>,
+    /// Percent: how probable it is that the source's table changes within about 20 migrations. The rows are in this order.
+    pub changes_soon: Option<u8>,
 }
 
 fn row(object: String, kind: &str, source: &str, shadow: &str) -> DriftRow {
-    DriftRow { object, kind: kind.to_owned(), source: source.to_owned(), shadow: shadow.to_owned(), proposal: None }
+    DriftRow { object, kind: kind.to_owned(), source: source.to_owned(), shadow: shadow.to_owned(), proposal: None, changes_soon: None }
 }
 
 fn column_rows(source: &Table, shadow: &Table, rows: &mut Vec<DriftRow>) {
@@ -75,6 +78,19 @@ fn part_rows(source: &Table, shadow: &Table, rows: &mut Vec<DriftRow>) {
     for (kind, name) in on_shadow.difference(&on_source) {
         rows.push(row(format!("{}.{name}", shadow.plain()), &format!("{kind} only on the shadow"), "", name));
     }
+}
+
+/// Tables that will probably change soon come first: a difference there is the next that breaks something.
+fn order_by_urgency(rows: &mut [DriftRow], source: &Catalog, seen: &[Proposal]) {
+    let soon = Model::shipped().soon.tables(source, seen);
+    let of = |row: &DriftRow| {
+        let own =
+            |table: &&String| row.object == **table || row.object.strip_prefix(table.as_str()).is_some_and(|rest| rest.starts_with('.'));
+        soon.iter().filter(|(table, _)| own(table)).max_by_key(|(table, _)| table.len()).map(|(_, p)| *p)
+    };
+    // stable: within a table as they were
+    rows.sort_by(|a, b| of(b).unwrap_or(-1.0).total_cmp(&of(a).unwrap_or(-1.0)));
+    rows.iter_mut().for_each(|row| row.changes_soon = of(row).map(|p| (p * 100.0).round() as u8));
 }
 
 /// All differences of two catalogs, by name.
@@ -125,12 +141,13 @@ impl Adapter {
     /// # Errors
     /// [`SchemaError`]
     pub async fn drift(&self, source: &Client, shadow: &Client) -> Result<Vec<DriftRow>, SchemaError> {
-        let (mut rows, _, _) = self.differences(source, shadow).await?;
+        let (mut rows, source_catalog, _) = self.differences(source, shadow).await?;
         let proposals = self.repository.proposals(Some(&self.database))?;
         for row in &mut rows {
             let about = |object: &str| row.object == object || row.object.strip_prefix(object).is_some_and(|rest| rest.starts_with('.'));
             row.proposal = proposals.iter().rev().find(|one| one.shadow == self.shadow && about(&one.draft.object)).map(|one| one.id);
         }
+        order_by_urgency(&mut rows, &source_catalog, &proposals);
         Ok(rows)
     }
 

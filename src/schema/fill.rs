@@ -4,6 +4,7 @@
 use super::{
     Adapter, SchemaError,
     catalog::{Catalog, Column, Table},
+    distribution, learn,
     model::{Model, live, t1},
     quote,
     synthetic::{Facts, Generator},
@@ -14,10 +15,6 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 
 /// Rows per transaction: a few milliseconds each, so that the feed's own writes to the table wait no longer.
 const BATCH_ROWS: usize = 1000;
-/// Rows of another table that are looked at for its frequent values.
-const SISTER_SAMPLE_ROWS: usize = 10_000;
-/// A value seen less often may identify somebody: never used.
-const SISTER_COUNT_MIN: i64 = 5;
 /// Parent keys that children are spread over.
 const PARENTS_MAX: usize = 10_000;
 
@@ -78,7 +75,15 @@ fn check_list(definition: &str) -> Vec<String> {
     values
 }
 
-async fn texts(client: &Client, what: &str, sql: &str) -> Result<Vec<Vec<Option<String>>>, SchemaError> {
+/// A moment of the same row that comes before or after this one, by their names.
+fn beside(table: &Table, column: &Column) -> Option<(String, bool)> {
+    let moment = |column: &Column| column.type_name.starts_with("timestamp") || column.type_name == "date";
+    let words = t1::tokens(&column.name);
+    let mut others = table.columns.iter().filter(|other| other.num != column.num && moment(column) && moment(other));
+    others.find_map(|other| Some((other.name.clone(), distribution::comes_after(&words, &t1::tokens(&other.name))?)))
+}
+
+pub(super) async fn texts(client: &Client, what: &str, sql: &str) -> Result<Vec<Vec<Option<String>>>, SchemaError> {
     let answer = client.simple_query(sql).await.map_err(|error| SchemaError::server(what, error))?;
     Ok(answer
         .iter()
@@ -110,7 +115,10 @@ impl Adapter {
             facts.allowed = item.labels.iter().map(|label| label.label.clone()).collect();
         }
         if let Some(check) = table.constraints.iter().find(|item| item.kind == "c" && alone(&item.columns)) {
-            facts.allowed = check_list(&check.def);
+            let list = check_list(&check.def);
+            if !list.is_empty() {
+                facts.allowed = list;
+            }
         }
         let reference = table.constraints.iter().find(|item| item.kind == "f" && item.columns.contains(&column.num));
         if let Some(foreign) = reference {
@@ -132,26 +140,19 @@ impl Adapter {
                 && other.column(&column.name).is_some_and(|twin| twin.type_name == column.type_name)
         });
         if let (Some(sister), false, true) = (sister, facts.unique, facts.parents.is_none()) {
-            let name = quote::ident(&column.name);
-            let sql = format!(
-                "SELECT {name}::text, count(*) FROM (SELECT {name} FROM {} LIMIT {SISTER_SAMPLE_ROWS}) s GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 100",
-                sister.qualified()
-            );
-            let counts: Vec<(Option<String>, i64)> = texts(shadow, "read a sister column's frequent values", &sql)
-                .await?
-                .into_iter()
-                .filter_map(|row| Some((row.first()?.clone(), row.get(1)?.as_ref()?.parse().ok()?)))
-                .collect();
-            let total = counts.iter().map(|(_, count)| count).sum::<i64>().max(1) as f64;
-            let nulls = counts.iter().filter(|(value, _)| value.is_none()).map(|(_, count)| count).sum::<i64>() as f64;
-            let values: Vec<(String, f64)> = counts
-                .into_iter()
-                .filter(|(_, count)| *count >= SISTER_COUNT_MIN)
-                .filter_map(|(value, count)| Some((value?, count as f64)))
-                .collect();
-            facts.sister = Some((values, nulls / total));
+            facts.learnt = Some(learn::learnt(shadow, sister, table, column).await?);
         }
-        Ok(Generator::new(&self.database, &table.plain(), column, &facts))
+        let checks: Vec<&str> =
+            table.constraints.iter().filter(|item| item.kind == "c" && alone(&item.columns)).map(|item| item.def.as_str()).collect();
+        let smallest = if matches!(column.type_name.as_str(), "smallint" | "integer" | "bigint") { 1.0 } else { 0.01 };
+        for check in &checks {
+            let (low, high) = distribution::limits(check, &column.name, smallest);
+            facts.limits = (low.or(facts.limits.0), high.or(facts.limits.1));
+        }
+        facts.beside = beside(table, column);
+        let Some(generator) = Generator::new(&self.database, &table.plain(), column, &facts) else { return Ok(None) };
+        let fits = learn::fits(shadow, column, &checks, &generator).await?;
+        Ok(fits.then_some(generator))
     }
 
     /// Carries out a `fill_column` proposal on the shadow and returns how many rows got a value. May be broken off and run again: rows that have a
@@ -231,6 +232,10 @@ async fn fill_rows(shadow: &Client, table: &Table, column: &Column, generator: &
     let names = key.iter().map(|(name, _)| format!("t.{name}")).collect::<Vec<_>>().join(", ");
     let as_text = key.iter().map(|(name, _)| format!("t.{name}::text")).collect::<Vec<_>>().join(", ");
     let content = if keyless { ", t::text" } else { "" };
+    let other = match &generator.beside {
+        Some((other, _)) => format!("extract(epoch FROM t.{})::text, ", quote::ident(other)),
+        None => String::new(),
+    };
     let mut after = String::new();
     let mut filled = 0;
     loop {
@@ -246,7 +251,7 @@ async fn fill_rows(shadow: &Client, table: &Table, column: &Column, generator: &
             generator,
             &key,
             &format!(
-                "SELECT {as_text}{content} FROM {} t WHERE t.{name} IS NULL{after} ORDER BY {names} LIMIT {BATCH_ROWS}",
+                "SELECT {other}{as_text}{content} FROM {} t WHERE t.{name} IS NULL{after} ORDER BY {names} LIMIT {BATCH_ROWS}",
                 table.qualified()
             ),
         )
@@ -282,11 +287,12 @@ async fn one_batch(
     let mut columns: Vec<Vec<String>> = vec![Vec::new(); key.len()];
     let mut values = Vec::new();
     let mut last = None;
-    for row in rows {
+    for mut row in rows {
+        let other = generator.beside.as_ref().filter(|_| !row.is_empty()).and_then(|_| row.remove(0)).and_then(|text| text.parse().ok());
         let row: Vec<String> = row.into_iter().map(Option::unwrap_or_default).collect();
         let identity = if row.len() > key.len() { row[key.len()..].join("|") } else { row.join("|") };
         last = Some(row.iter().take(key.len()).cloned().collect());
-        if let Some(value) = generator.value(&identity) {
+        if let Some(value) = generator.value_beside(&identity, other) {
             columns.iter_mut().zip(&row).for_each(|(column, value)| column.push(value.clone()));
             values.push(value);
         }

@@ -1,6 +1,6 @@
 //! The capture's message as types.
 
-use super::catalog::{Namespace, Sequence, Table, UserType};
+use super::catalog::{DefaultAccess, Namespace, Routine, Sequence, Table, UserType};
 use serde::{Deserialize, Deserializer};
 
 fn null_to_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
@@ -62,13 +62,9 @@ pub struct Rewritten {
 /// A function or procedure.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Function {
-    /// Schema.
-    pub schema: String,
-    /// Name.
-    pub name: String,
-    /// Types of the arguments, for `DROP`.
-    #[serde(default)]
-    pub arguments: String,
+    /// Its name, owner and privileges.
+    #[serde(flatten)]
+    pub routine: Routine,
     /// `pg_get_functiondef`; none for aggregates.
     #[serde(default)]
     pub definition: Option<String>,
@@ -105,6 +101,9 @@ pub struct Message {
     /// What went.
     #[serde(default, deserialize_with = "null_to_default")]
     pub dropped: Vec<Dropped>,
+    /// Schema and name of tables that took rows before this message which may have been meant otherwise. Only from looks at the catalog.
+    #[serde(default, deserialize_with = "null_to_default")]
+    pub recopy: Vec<(String, String)>,
     /// Relations as they are now.
     #[serde(default, deserialize_with = "null_to_default")]
     pub relations: Vec<Table>,
@@ -126,6 +125,9 @@ pub struct Message {
     /// Extensions as they are now.
     #[serde(default, deserialize_with = "null_to_default")]
     pub extensions: Vec<Extension>,
+    /// What roles give to others by default, all of it; none: unchanged.
+    #[serde(default)]
+    pub default_privileges: Option<Vec<DefaultAccess>>,
 }
 
 impl Message {

@@ -5,12 +5,13 @@
 //! - `catalog`, `diff`: schemas as values; differences by oid and attribute number, so renames are exact
 //! - `rules`, `plan`, `policy`: what PostgreSQL does with each change (data), our own DDL for it with its undo, who decides. Pure.
 //! - `mapping`: a shadow whose schema differs on purpose. Pure
+//! - `access`: owners and privileges of every kind of object. Pure
 //! - `approval`: what a person gives instead of a suggestion, and which suggestions a later one overtakes. Pure
 //! - `renames`: what waits under an old name goes on under the new one. Pure
 //! - `foresee`: what a planned migration would do, before it is run
 //! - `experience`: what people here decided before, as evidence about the next suggestion. Pure
 //! - `adapter`, `steps`, `objects`, `drift`: the engine at work on servers
-//! - `model`, `synthetic`, `fill`: what rules cannot know (the value that old rows get), and plausible values for columns without data
+//! - `model`, `synthetic`, `words`, `distribution`, `learn`, `fill`: what rules cannot know (the value that old rows get), and plausible values for columns without data
 //!
 //! Deliberately absent: running the suggestions (the applier and `control` do, under savepoints and with the operator's word), row data
 //! in messages or proposals, replaying `current_query()`.
@@ -20,16 +21,19 @@
 //!
 //! Sources: PostgreSQL documentation "Event Triggers", "ALTER TABLE", "System Catalogs"; the verdicts were measured on PostgreSQL 15.
 
+pub mod access;
 mod adapter;
 pub mod approval;
 pub mod capture;
 pub mod catalog;
 mod describe;
 pub mod diff;
+pub mod distribution;
 mod drift;
 mod experience;
 mod fill;
 pub mod foresee;
+mod learn;
 pub mod mapping;
 mod message;
 pub mod model;
@@ -42,6 +46,7 @@ pub mod renames;
 pub mod rules;
 mod steps;
 pub mod synthetic;
+mod words;
 
 pub use adapter::{Adaptation, Adapter, version_difference};
 pub use drift::DriftRow;

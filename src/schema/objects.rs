@@ -1,14 +1,26 @@
 //! Plans for what is not a table: types, sequences, functions, schemas, extensions, and what was dropped. Pure, except for the probes that the adapter answers.
 
 use super::{
-    catalog::{Catalog, Namespace, Sequence, UserType},
+    access::{Access, Roles},
+    catalog::{Catalog, Grant, Namespace, Routine, Sequence, UserType},
     message::{Dropped, Extension, Function, Object},
     plan::{Planned, ddl, draft},
     quote,
 };
 
 /// A schema is new or renamed.
-pub fn schema(known: Option<&Namespace>, now: &Namespace, target: &Catalog) -> Vec<Planned> {
+pub fn schema(known: Option<&Namespace>, now: &Namespace, target: &Catalog, roles: &Roles) -> Vec<Planned> {
+    let access = Access::schema(now);
+    let mut planned = schema_itself(known, now, target);
+    match known {
+        Some(before) if target.has_schema(&before.name) => planned.extend(access.changed(&Access::schema(before), roles)),
+        None if !planned.is_empty() => planned.extend(access.missing(roles)),
+        _ => {}
+    }
+    planned
+}
+
+fn schema_itself(known: Option<&Namespace>, now: &Namespace, target: &Catalog) -> Vec<Planned> {
     let name = quote::ident(&now.name);
     match known {
         Some(before) if before.name != now.name && target.has_schema(&before.name) => {
@@ -31,7 +43,7 @@ pub fn schema(known: Option<&Namespace>, now: &Namespace, target: &Catalog) -> V
                 &now.name,
                 "create_schema",
                 format!("schema {} was created on the owner", now.name),
-                vec![format!("CREATE SCHEMA {name}")],
+                [vec![format!("CREATE SCHEMA {name}")], Access::schema(now).of_new()].concat(),
                 0.99,
                 "nothing is touched",
             );
@@ -42,7 +54,19 @@ pub fn schema(known: Option<&Namespace>, now: &Namespace, target: &Catalog) -> V
 }
 
 /// A type is new or changed.
-pub fn user_type(known: Option<&UserType>, now: &UserType, target: &Catalog) -> Vec<Planned> {
+pub fn user_type(known: Option<&UserType>, now: &UserType, target: &Catalog, roles: &Roles) -> Vec<Planned> {
+    let access = Access::user_type(now);
+    let mut planned = type_itself(known, now, target);
+    let there = |item: &UserType| target.user_type(&item.schema, &item.name).is_some();
+    match known {
+        Some(before) if there(before) || there(now) => planned.extend(access.changed(&Access::user_type(before), roles)),
+        None if planned.iter().any(|one| one.draft.kind == "create_type") => planned.extend(access.missing(roles)),
+        _ => {}
+    }
+    planned
+}
+
+fn type_itself(known: Option<&UserType>, now: &UserType, target: &Catalog) -> Vec<Planned> {
     let object = quote::plain(&now.schema, &now.name);
     let Some(before) = known else {
         return match target.user_type(&now.schema, &now.name) {
@@ -52,7 +76,7 @@ pub fn user_type(known: Option<&UserType>, now: &UserType, target: &Catalog) -> 
                     &object,
                     "create_type",
                     format!("type {object} was created on the owner"),
-                    vec![ddl::create_type(now)],
+                    [vec![ddl::create_type(now)], Access::user_type(now).of_new()].concat(),
                     0.99,
                     "nothing is touched",
                 );
@@ -198,7 +222,19 @@ fn enum_labels(before: &UserType, now: &UserType, name: &str, object: &str, resu
 }
 
 /// A sequence is new or changed; its owner is set by the caller's statements.
-pub fn sequence(known: Option<&Sequence>, now: &Sequence, target: &Catalog) -> Vec<Planned> {
+pub fn sequence(known: Option<&Sequence>, now: &Sequence, target: &Catalog, roles: &Roles) -> Vec<Planned> {
+    let access = Access::sequence(now);
+    let mut planned = sequence_itself(known, now, target);
+    let there = |item: &Sequence| target.sequence(&item.schema, &item.name).is_some();
+    match known {
+        Some(before) if there(before) || there(now) => planned.extend(access.changed(&Access::sequence(before), roles)),
+        None if !planned.is_empty() => planned.extend(access.missing(roles)),
+        _ => {}
+    }
+    planned
+}
+
+fn sequence_itself(known: Option<&Sequence>, now: &Sequence, target: &Catalog) -> Vec<Planned> {
     let object = quote::plain(&now.schema, &now.name);
     let Some(before) = known else {
         if target.sequence(&now.schema, &now.name).is_some() {
@@ -208,6 +244,7 @@ pub fn sequence(known: Option<&Sequence>, now: &Sequence, target: &Catalog) -> V
         if now.owned_by.is_some() {
             statements.extend(ddl::own_sequence(now));
         }
+        statements.extend(Access::sequence(now).of_new());
         let mut draft = draft(
             &object,
             "create_sequence",
@@ -230,8 +267,17 @@ pub fn sequence(known: Option<&Sequence>, now: &Sequence, target: &Catalog) -> V
     if before.name != now.name {
         statements.push(format!("ALTER SEQUENCE {} RENAME TO {}", quote::qualified(&now.schema, &before.name), quote::ident(&now.name)));
     }
-    let options = Sequence { oid: 0, schema: String::new(), name: String::new(), owned_by: None, ..now.clone() };
-    if options != (Sequence { oid: 0, schema: String::new(), name: String::new(), owned_by: None, ..before.clone() }) {
+    let options = |item: &Sequence| Sequence {
+        oid: 0,
+        schema: String::new(),
+        name: String::new(),
+        owned_table: None,
+        owned_by: None,
+        owner: String::new(),
+        grants: vec![],
+        ..item.clone()
+    };
+    if options(now) != options(before) {
         statements.push(ddl::alter_sequence(now));
     }
     if before.owned_by != now.owned_by && before.name == now.name {
@@ -254,24 +300,70 @@ pub fn sequence(known: Option<&Sequence>, now: &Sequence, target: &Catalog) -> V
     ]
 }
 
-/// CREATE FUNCTION, CREATE PROCEDURE and their ALTERs, by definition.
-pub fn function(now: &Function) -> Vec<Planned> {
-    let object = format!("{}({})", quote::plain(&now.schema, &now.name), now.arguments);
-    let Some(definition) = &now.definition else {
-        return vec![manual(&object, "create_aggregate", &format!("aggregate {object} was created or changed on the owner"))];
+/// CREATE FUNCTION, CREATE PROCEDURE and their ALTERs, by definition. `only_access`: nothing but its privileges changed.
+pub fn function(known: Option<&Routine>, now: &Function, only_access: bool, target: &Catalog, roles: &Roles) -> Vec<Planned> {
+    let (routine, access) = (&now.routine, Access::routine(&now.routine));
+    let same_name = |other: &Routine| (&other.schema, &other.name) == (&routine.schema, &routine.name);
+    let there = target.functions.values().any(same_name);
+    let mut planned = Vec::new();
+    if !only_access {
+        planned.extend(known.filter(|before| !same_name(before) && !there).and_then(|before| renamed_function(before, routine, target)));
+        planned.push(function_itself(known, now, &access));
+    }
+    let before = match known {
+        Some(before) => Routine { schema: routine.schema.clone(), name: routine.name.clone(), ..before.clone() },
+        // It was there before anybody remembered functions: what nobody knows is taken to be what every new one has.
+        None if only_access => Routine { owner: String::new(), ..at_first() },
+        None => {
+            planned.extend(access.missing(roles));
+            return planned;
+        }
     };
-    let statements = vec!["SET LOCAL check_function_bodies = off".to_owned(), definition.clone()];
-    vec![
-        draft(
-            &object,
-            "create_function",
-            format!("function {object} was created or changed on the owner"),
-            statements,
-            0.96,
-            "the server's own definition",
-        )
-        .into(),
-    ]
+    if there || !only_access {
+        planned.extend(access.changed(&Access::routine(&before), roles));
+    }
+    planned
+}
+
+/// A function as it is made: everybody may run it.
+fn at_first() -> Routine {
+    Routine { grants: vec![Grant { privilege: "EXECUTE".into(), ..Grant::default() }], ..Routine::default() }
+}
+
+fn renamed_function(before: &Routine, now: &Routine, target: &Catalog) -> Option<Planned> {
+    let old = target.functions.values().find(|other| (&other.schema, &other.name) == (&before.schema, &before.name))?;
+    let name = |schema: &str, name: &str| format!("{}({})", quote::qualified(schema, name), now.arguments);
+    let mut statements = Vec::new();
+    if before.schema != now.schema {
+        statements.push(format!("ALTER ROUTINE {} SET SCHEMA {}", name(&old.schema, &old.name), quote::ident(&now.schema)));
+    }
+    if before.name != now.name {
+        statements.push(format!("ALTER ROUTINE {} RENAME TO {}", name(&now.schema, &before.name), quote::ident(&now.name)));
+    }
+    let object = format!("{}({})", quote::plain(&now.schema, &now.name), now.arguments);
+    let change = format!("function {} became {object} on the owner", quote::plain(&before.schema, &before.name));
+    Some(draft(&object, "rename_function", change, statements, 0.97, "exact by oid, catalog only").into())
+}
+
+fn function_itself(known: Option<&Routine>, now: &Function, access: &Access<'_>) -> Planned {
+    let routine = &now.routine;
+    let object = format!("{}({})", quote::plain(&routine.schema, &routine.name), routine.arguments);
+    let Some(definition) = &now.definition else {
+        return manual(&object, "create_aggregate", &format!("aggregate {object} was created or changed on the owner"));
+    };
+    let mut statements = vec!["SET LOCAL check_function_bodies = off".to_owned(), definition.clone()];
+    if known.is_none() {
+        statements.extend(access.of_new());
+    }
+    draft(
+        &object,
+        "create_function",
+        format!("function {object} was created or changed on the owner"),
+        statements,
+        0.96,
+        "the server's own definition",
+    )
+    .into()
 }
 
 /// CREATE EXTENSION; `available`: the other server has it.
@@ -380,7 +472,7 @@ mod tests {
         let before = labels(&[(1, "a"), (2, "b")]);
         let now = labels(&[(3, "zero"), (1, "a"), (2, "bee"), (4, "c")]);
         let sql: Vec<String> =
-            user_type(Some(&before), &now, &Catalog::default()).into_iter().flat_map(|planned| planned.draft.sql).collect();
+            user_type(Some(&before), &now, &Catalog::default(), &Roles::new()).into_iter().flat_map(|planned| planned.draft.sql).collect();
         assert_eq!(
             sql,
             [

@@ -5,9 +5,9 @@
 //! made again, rewrites (the storage is another). Not known: the order of changes between two looks, what came and went between
 //! them, and the words of a USING expression; a column whose type changed is copied again.
 
-use super::describe::{NAMESPACE_IS_USERS, catalog_query, not_of_extension};
+use super::describe::{DEFINITION, NAMESPACE_IS_USERS, ROUTINE, catalog_query, not_of_extension};
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Reason bits that `table_rewrite` would have given: default and type, because which of them it was is not known.
 const REWRITTEN: i64 = 6;
@@ -17,15 +17,19 @@ pub fn query() -> String {
     let free = not_of_extension("pg_proc", "p.oid");
     format!(
         "SELECT (q.catalog::jsonb || jsonb_build_object(
-           'functions', coalesce((SELECT jsonb_agg(jsonb_build_object('oid', p.oid::bigint, 'schema', n.nspname, 'name', p.proname,
-              'arguments', pg_get_function_identity_arguments(p.oid), 'kind', p.prokind::text,
-              'definition', CASE WHEN p.prokind IN ('f', 'p', 'w') THEN pg_get_functiondef(p.oid) END,
+           'functions', coalesce((SELECT jsonb_agg({ROUTINE} || {DEFINITION} || jsonb_build_object(
               'identity', format('%I.%I(%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid))) ORDER BY p.oid)
              FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE {NAMESPACE_IS_USERS} AND {free}), '[]'),
            'extensions', coalesce((SELECT jsonb_agg(jsonb_build_object('oid', x.oid::bigint, 'name', x.extname, 'version', x.extversion,
               'schema', n.nspname) ORDER BY x.oid) FROM pg_extension x JOIN pg_namespace n ON n.oid = x.extnamespace), '[]'),
            'storage', coalesce((SELECT jsonb_object_agg(c.oid::text, c.relfilenode::bigint) FROM pg_class c JOIN pg_namespace n
-              ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND {NAMESPACE_IS_USERS}), '{{}}')))::text
+              ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND {NAMESPACE_IS_USERS}), '{{}}'),
+           'touched', coalesce((SELECT jsonb_object_agg(c.oid::text, (SELECT md5(string_agg(a.xmin::text, ',' ORDER BY a.attnum))
+              FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0)) FROM pg_class c JOIN pg_namespace n
+              ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND {NAMESPACE_IS_USERS}), '{{}}'),
+           'attached', coalesce((SELECT jsonb_object_agg(c.oid::text, i.xmin::text) FROM pg_class c JOIN pg_namespace n
+              ON n.oid = c.relnamespace JOIN pg_inherits i ON i.inhrelid = c.oid
+              WHERE c.relkind IN ('r', 'p') AND c.relispartition AND {NAMESPACE_IS_USERS}), '{{}}')))::text
          FROM ({}) q (catalog)",
         catalog_query("true")
     )
@@ -35,8 +39,17 @@ pub fn query() -> String {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Look {
     parts: BTreeMap<&'static str, BTreeMap<i64, Value>>,
+    /// File of each table's rows.
     storage: Map<String, Value>,
+    default_privileges: Value,
+    /// Which transactions wrote each table's columns: what has come and gone shows here.
+    touched: Map<String, Value>,
+    /// Which transaction attached each partition.
+    attached: Map<String, Value>,
 }
+
+/// How deep partitions are looked for under one another: a bound for a catalog that contradicts itself.
+const PARTITION_DEPTH_MAX: usize = 64;
 
 const PARTS: &[&str] = &["relations", "types", "sequences", "schemas", "functions", "extensions"];
 
@@ -52,8 +65,10 @@ impl Look {
             }
             parts.insert(*part, objects);
         }
-        let storage = document.get_mut("storage").and_then(Value::as_object_mut).map(std::mem::take).unwrap_or_default();
-        Some(Look { parts, storage })
+        let mut map = |name| document.get_mut(name).and_then(Value::as_object_mut).map(std::mem::take).unwrap_or_default();
+        let (storage, touched, attached) = (map("storage"), map("touched"), map("attached"));
+        let default_privileges = document.get_mut("default_privileges").map(Value::take).unwrap_or_default();
+        Some(Look { parts, storage, default_privileges, touched, attached })
     }
 
     /// A look in which everything that can be compared with what the engine remembers is unknown, so that it is compared, and the
@@ -69,6 +84,16 @@ impl Look {
             let theirs: BTreeSet<_> = follower.part(part).map(|(_, object)| facts(object)).collect();
             look.parts.entry(part).or_default().retain(|_, object| theirs.contains(&facts(object)));
         }
+        // Who owns and may run the others is remembered.
+        let access = |object: &Value| {
+            let oid = object.get("oid").and_then(Value::as_i64).unwrap_or_default();
+            known.functions.get(&oid).filter(|routine| !routine.owner.is_empty()).is_none_or(|routine| {
+                let now: Result<super::catalog::Routine, _> = serde_json::from_value(object.clone());
+                now.is_ok_and(|now| (&now.owner, &now.grants) == (&routine.owner, &routine.grants))
+            })
+        };
+        look.parts.entry("functions").or_default().retain(|_, object| access(object));
+        look.default_privileges = serde_json::to_value(&known.default_privileges).unwrap_or_default();
         for table in known.tables.values() {
             let columns = |columns: &Value| -> BTreeSet<String> {
                 let one =
@@ -84,8 +109,13 @@ impl Look {
         }
         let gone = |part: &'static str, oid: i64, object: Value| (part, oid, object);
         let tables = known.tables.values().map(|t| {
-            let columns: Vec<Value> = t.columns.iter().map(|c| json!({"name": c.name, "type": c.type_name, "num": c.num})).collect();
-            gone("relations", t.oid, json!({"schema": t.schema, "name": t.name, "kind": t.kind, "columns": columns}))
+            let columns: Vec<Value> =
+                t.columns.iter().map(|c| json!({"name": c.name, "type": c.type_name, "num": c.num, "generated": c.generated})).collect();
+            gone(
+                "relations",
+                t.oid,
+                json!({"schema": t.schema, "name": t.name, "kind": t.kind, "columns": columns, "is_partition": t.is_partition}),
+            )
         });
         let types = known.types.values().map(|t| gone("types", t.oid, json!({"schema": t.schema, "name": t.name, "kind": t.kind})));
         let sequences = known.sequences.values().map(|s| gone("sequences", s.oid, json!({"schema": s.schema, "name": s.name})));
@@ -103,30 +133,59 @@ impl Look {
         self.parts.get(name).into_iter().flatten()
     }
 
-    /// Tables (schema, name) of which this look says something else than the one before.
-    pub fn changed_tables(&self, before: &Look) -> BTreeSet<(String, String)> {
-        let old: BTreeMap<&i64, &Value> = before.part("relations").collect();
-        self.tables().filter(|(oid, object)| old.get(oid) != Some(object)).map(|(_, object)| table_name(object)).collect()
+    /// Where the rows of each table go, by oid: those of a partition are those of its root.
+    pub fn places(&self) -> HashMap<i64, (String, String)> {
+        let tables: BTreeMap<&i64, &Value> =
+            self.part("relations").filter(|(_, object)| matches!(object.get("kind").and_then(Value::as_str), Some("r" | "p"))).collect();
+        let root = |object: &Value| {
+            let mut object = object;
+            for _ in 0..PARTITION_DEPTH_MAX {
+                let parent = object.get("parent").and_then(Value::as_i64).filter(|_| is_partition(object));
+                let Some(parent) = parent.and_then(|oid| tables.get(&oid).copied()) else { break };
+                object = parent;
+            }
+            table_name(object)
+        };
+        tables.iter().map(|(oid, object)| (**oid, root(object))).collect()
     }
 
     /// Tables of which rows, sent between the two looks, may have been taken for another table's, or values for another column's, because
-    /// a name means something else than before; and those whose columns changed while they were rewritten: what filled new columns
-    /// may have come and gone.
-    pub fn confusable_tables(&self, before: &Look) -> BTreeSet<(String, String)> {
+    /// a name means something else than before; those that were rewritten while their columns changed, if only for a moment, since
+    /// then values may have come from nowhere; those that were a partition, if only for a moment not: as tables of their own
+    /// nobody had published them; and those of which another table became a partition.
+    pub fn doubtful_tables(&self, before: &Look) -> BTreeSet<(String, String)> {
         let old: BTreeMap<&i64, &Value> = before.part("relations").collect();
         let mut found = BTreeSet::new();
+        let places = self.places();
+        for (oid, xmin) in &self.attached {
+            let Ok(number) = oid.parse::<i64>() else { continue };
+            // One that is new has no rows that could have been taken for others.
+            if before.attached.get(oid) != Some(xmin)
+                && old.contains_key(&number)
+                && let Some(root) = places.get(&number)
+            {
+                found.insert(root.clone());
+            }
+        }
+        for (oid, now) in self.part("relations") {
+            let key = oid.to_string();
+            let rewritten = before.storage.get(&key).is_some_and(|file| self.storage.get(&key) != Some(file));
+            let Some((then, root)) = old.get(oid).zip(places.get(oid)).filter(|_| rewritten) else { continue };
+            if columns(now) != columns(then) || self.touched.get(&key) != before.touched.get(&key) {
+                found.insert(root.clone());
+            }
+        }
         for (oid, now) in self.tables() {
             let Some(then) = old.get(oid) else { continue };
             let (name, earlier) = (table_name(now), table_name(then));
-            let taken = name != earlier && self.tables().any(|(other, object)| other != oid && table_name(object) == earlier);
-            let numbers = |object: &Value| -> BTreeMap<String, i64> {
-                let columns = object.get("columns").and_then(Value::as_array).into_iter().flatten();
-                columns.filter_map(|c| Some((c.get("name")?.as_str()?.to_owned(), c.get("num")?.as_i64()?))).collect()
-            };
-            let then = numbers(then);
-            let key = oid.to_string();
-            let rewritten = before.storage.get(&key).is_some_and(|file| self.storage.get(&key) != Some(file)) && numbers(now) != then;
-            if taken || rewritten || numbers(now).iter().any(|(name, number)| then.get(name).is_some_and(|earlier| earlier != number)) {
+            let had =
+                |look: &Look, name: &(String, String)| look.tables().any(|(other, object)| other != oid && table_name(object) == *name);
+            let taken = name != earlier && (had(self, &earlier) || had(before, &name));
+            let (then_columns, detached) = (columns(then), is_partition(then));
+            let meant = columns(now).iter().any(|(name, (number, generated))| {
+                then_columns.get(name).is_some_and(|(before, computed)| before != number || computed != generated)
+            });
+            if taken || detached || meant {
                 found.insert(name);
             }
         }
@@ -137,7 +196,7 @@ impl Look {
     fn tables(&self) -> impl Iterator<Item = (&i64, &Value)> {
         self.part("relations").filter(|(_, object)| {
             let kind = object.get("kind").and_then(Value::as_str);
-            matches!(kind, Some("r" | "p")) && object.get("is_partition").and_then(Value::as_bool) != Some(true)
+            matches!(kind, Some("r" | "p")) && !is_partition(object)
         })
     }
 
@@ -147,27 +206,73 @@ impl Look {
         self.part("relations").map(|(oid, _)| *oid).filter(|oid| !known.contains(oid)).collect()
     }
 
-    /// The messages that say what is different since `before`: what is gone first, so that its names are free.
+    /// Tables and columns of which another one has the name now step aside first, as they were before: in one step two of them cannot change
+    /// their names with each other.
+    fn passing_names(&self, before: &Look) -> Vec<Value> {
+        let now: BTreeMap<&i64, &Value> = self.part("relations").collect();
+        let taken: BTreeMap<(String, String), &i64> = now.iter().map(|(oid, object)| (table_name(object), *oid)).collect();
+        let mut passing = Vec::new();
+        for (oid, then) in before.part("relations") {
+            // What is only remembered has no oid in it and is not whole.
+            let Some(object) = now.get(oid).filter(|_| then.get("oid").is_some()) else { continue };
+            let mut aside = then.clone();
+            let name = table_name(then);
+            if table_name(object) != name && taken.get(&name).is_some_and(|other| *other != oid) {
+                aside["name"] = json!(format!("understudy_{oid}"));
+            }
+            let meanings = columns(object);
+            for column in aside.get_mut("columns").and_then(Value::as_array_mut).into_iter().flatten() {
+                let (Some(name), Some(number)) = (column.get("name").and_then(Value::as_str), column.get("num").and_then(Value::as_i64))
+                else {
+                    continue;
+                };
+                let kept = meanings.values().any(|(other, _)| *other == number);
+                if kept && meanings.get(name).is_some_and(|(other, _)| *other != number) {
+                    column["name"] = json!(format!("understudy_{number}"));
+                }
+            }
+            if aside != *then {
+                passing.push(aside);
+            }
+        }
+        passing
+    }
+
+    /// The messages that say what is different since `before`: what is gone first, so that its names are free; types and schemas last, which
+    /// may have been in use until then, unless something else has their name now.
     pub fn messages(&self, before: &Look) -> Vec<Value> {
         let mut messages = Vec::new();
-        let mut dropped = Vec::new();
+        let (mut dropped, mut dropped_late) = (Vec::new(), Vec::new());
         for part in PARTS.iter().filter(|part| **part != "extensions") {
             let now: BTreeSet<&i64> = self.part(part).map(|(oid, _)| oid).collect();
             for (oid, object) in before.part(part).filter(|(oid, _)| !now.contains(oid)) {
-                dropped.push(gone(part, *oid, object));
+                let late =
+                    matches!(*part, "types" | "schemas") && !self.part(part).any(|(_, other)| table_name(other) == table_name(object));
+                if late { &mut dropped_late } else { &mut dropped }.push(gone(part, *oid, object));
             }
         }
         if !dropped.is_empty() {
             messages.push(json!({"version": 1, "event": "drop", "tag": "DROP", "dropped": dropped}));
         }
+        let passing = self.passing_names(before);
+        if !passing.is_empty() {
+            messages.push(json!({"version": 1, "event": "ddl", "tag": "ALTER", "plain": false, "relations": passing}));
+        }
+        // By themselves: what else is different is found on the other side under the names from then on.
+        let schemas = self.changed("schemas", before);
+        if !schemas.is_empty() {
+            messages.push(json!({"version": 1, "event": "ddl", "tag": "ALTER", "plain": false, "schemas": schemas}));
+        }
         let mut message = json!({"version": 1, "event": "ddl", "tag": "ALTER", "plain": false});
         let mut different = false;
-        for part in PARTS {
-            let old: BTreeMap<&i64, &Value> = before.part(part).collect();
-            let changed: Vec<&Value> =
-                self.part(part).filter(|(oid, object)| old.get(oid) != Some(object)).map(|(_, object)| object).collect();
+        for part in PARTS.iter().filter(|part| **part != "schemas") {
+            let changed = self.changed(part, before);
             different |= !changed.is_empty();
             message[*part] = json!(changed);
+        }
+        if access_of(&self.default_privileges) != access_of(&before.default_privileges) {
+            different = true;
+            message["default_privileges"] = self.default_privileges.clone();
         }
         if !self.new_tables(before).is_empty() {
             // Rows that were written before anybody looked are in no stream: as if the table had been made with rows.
@@ -180,11 +285,38 @@ impl Look {
             .filter_map(|(oid, _)| Some(json!({"oid": oid.parse::<i64>().ok()?, "reason": REWRITTEN})))
             .collect();
         message["rewritten"] = json!(rewritten);
-        if different {
+        let doubtful = self.doubtful_tables(before);
+        message["recopy"] = json!(doubtful);
+        if different || !doubtful.is_empty() {
             messages.push(message);
+        }
+        if !dropped_late.is_empty() {
+            messages.push(json!({"version": 1, "event": "drop", "tag": "DROP", "dropped": dropped_late}));
         }
         messages
     }
+
+    /// Objects of one part that are new or another than before.
+    fn changed(&self, part: &str, before: &Look) -> Vec<&Value> {
+        let old: BTreeMap<&i64, &Value> = before.part(part).collect();
+        self.part(part).filter(|(oid, object)| old.get(oid) != Some(object)).map(|(_, object)| object).collect()
+    }
+}
+
+/// Number and generation of each column.
+fn columns(table: &Value) -> BTreeMap<&str, (i64, &str)> {
+    let columns = table.get("columns").and_then(Value::as_array).into_iter().flatten();
+    let generated = |column: &'_ Value| column.get("generated").and_then(Value::as_str).is_some_and(|kind| !kind.is_empty());
+    columns.filter_map(|c| Some((c.get("name")?.as_str()?, (c.get("num")?.as_i64()?, if generated(c) { "g" } else { "" })))).collect()
+}
+
+fn is_partition(table: &Value) -> bool {
+    table.get("is_partition").and_then(Value::as_bool) == Some(true)
+}
+
+/// Default privileges as values: what is left out is what is empty.
+fn access_of(list: &Value) -> Vec<super::catalog::DefaultAccess> {
+    serde_json::from_value(list.clone()).unwrap_or_default()
 }
 
 fn table_name(object: &Value) -> (String, String) {
@@ -233,9 +365,9 @@ mod tests {
         };
         let one = |name: &str, columns: &[(&str, i64)]| look(json!([table(1, name, columns)]), json!({}));
         let before = one("a", &[("x", 1), ("y", 2)]);
-        let names = |look: &Look| look.confusable_tables(&before).into_iter().map(|(_, name)| name).collect::<Vec<_>>();
+        let names = |look: &Look| look.doubtful_tables(&before).into_iter().map(|(_, name)| name).collect::<Vec<_>>();
         for harmless in [one("a", &[("x", 1), ("y", 2), ("z", 3)]), one("b", &[("x", 1), ("y", 2)]), one("a", &[("x", 1), ("n", 2)])] {
-            assert!(names(&harmless).is_empty() && harmless.changed_tables(&before).len() == 1);
+            assert!(names(&harmless).is_empty() && !harmless.messages(&before).is_empty());
         }
         assert_eq!(names(&one("a", &[("x", 1), ("y", 3)])), ["a"]);
         assert_eq!(names(&one("a", &[("x", 2), ("y", 1)])), ["a"]);

@@ -2,6 +2,7 @@
 
 use super::{
     Adapter, SchemaError,
+    access::{self, Access, Roles},
     adapter::Step,
     catalog::{Catalog, Table},
     diff::{Change, diff},
@@ -37,8 +38,9 @@ impl Adapter {
             plain(vec![objects::manual("(unknown)", "capture_failed", &change)]);
             return Ok(steps);
         }
+        let roles = &access::roles(target).await?;
         for schema in &message.schemas {
-            plain(objects::schema(known.schemas.get(&schema.oid), schema, target_catalog));
+            plain(objects::schema(known.schemas.get(&schema.oid), schema, target_catalog, roles));
             if let Some(before) = known.schemas.get(&schema.oid).map(|before| before.name.clone()) {
                 known.rename_schema(&before, &schema.name);
             }
@@ -53,17 +55,17 @@ impl Adapter {
             plain(objects::extension(extension, available.is_some()));
         }
         for item in &message.types {
-            plain(objects::user_type(known.types.get(&item.oid), item, target_catalog));
+            plain(objects::user_type(known.types.get(&item.oid), item, target_catalog, roles));
             known.types.insert(item.oid, item.clone());
         }
         let mut sequences = Vec::new();
         for item in &message.sequences {
-            sequences
-                .extend(objects::sequence(known.sequences.get(&item.oid), item, target_catalog).into_iter().map(|planned| (item, planned)));
+            let planned = objects::sequence(known.sequences.get(&item.oid), item, target_catalog, roles);
+            sequences.extend(planned.into_iter().map(|planned| (item, planned)));
             known.sequences.insert(item.oid, item.clone());
         }
         let first_table = steps.len();
-        steps.extend(self.tables(message, known, target_catalog, target).await?);
+        steps.extend(self.tables(message, known, target_catalog, target, roles).await?);
         // A serial column's sequence comes with its column: created before, owned after.
         for (sequence, planned) in sequences.into_iter().rev() {
             let owner = sequence.owned_by.as_deref();
@@ -80,13 +82,25 @@ impl Adapter {
                     let statements = &mut host.planned.draft.sql;
                     let at = statements.iter().position(|sql| sql.starts_with("DO ")).unwrap_or(statements.len());
                     statements.splice(at..at, ddl::own_sequence(sequence));
+                    statements.extend(Access::sequence(sequence).of_new());
                 }
+                // Behind the table's own: it may name a role for the first time.
+                (_, "alter_access" | access::MISSING_ROLE) => steps.push(Step { planned, table: None }),
                 _ => steps.insert(first_table, Step { planned, table: None }),
             }
         }
         let mut plain = |planned: Vec<Planned>| steps.extend(planned.into_iter().map(|planned| Step { planned, table: None }));
         for function in &message.functions {
-            plain(objects::function(function));
+            let oid = function.routine.oid;
+            let mut tags = message.commands.iter().filter(|command| command.class == "pg_proc" && command.oid == oid).peekable();
+            let granted = tags.peek().is_some() && tags.all(|command| is_grant(&command.tag));
+            let before = known.functions.insert(oid, function.routine.clone());
+            let aggregate = function.definition.is_none() && before.as_ref().is_some_and(|before| *before != function.routine);
+            plain(objects::function(before.as_ref(), function, granted || aggregate, target_catalog, roles));
+        }
+        if let Some(now) = &message.default_privileges {
+            plain(access::defaults(&known.default_privileges, now, roles));
+            known.default_privileges.clone_from(now);
         }
         for command in message.commands.iter().filter(|command| command.tag == "REFRESH MATERIALIZED VIEW") {
             let sql = vec![format!("REFRESH MATERIALIZED VIEW {}", command.identity)];
@@ -107,6 +121,7 @@ impl Adapter {
         known: &mut Catalog,
         target_catalog: &Catalog,
         target: &Client,
+        roles: &Roles,
     ) -> Result<Vec<Step>, SchemaError> {
         let mut steps = Vec::new();
         let mut order: Vec<&Table> = message.relations.iter().collect();
@@ -129,7 +144,11 @@ impl Adapter {
         for table in order {
             let key = Some((table.schema.clone(), table.name.clone()));
             let Some(before) = known.tables.get(&table.oid).cloned() else {
-                steps.extend(self.created(table, message, target_catalog).into_iter().map(|planned| Step { planned, table: key.clone() }));
+                let mut planned = self.created(table, message, target_catalog);
+                if planned.iter().any(|one| one.draft.kind.starts_with("create_") && !one.draft.sql.is_empty()) {
+                    planned.extend(Access::table(table).missing(roles));
+                }
+                steps.extend(planned.into_iter().map(|planned| Step { planned, table: key.clone() }));
                 known.tables.insert(table.oid, table.clone());
                 continue;
             };
@@ -153,7 +172,9 @@ impl Adapter {
                 known.tables.insert(child.oid, alone);
             }
             known.tables.insert(table.oid, table.clone());
+            let access: Vec<_> = self.table_access(&before, table, target_catalog, roles);
             if changes.is_empty() {
+                steps.extend(access.into_iter().map(|planned| Step { planned, table: None }));
                 continue;
             }
             self.supersede(&before, &changes)?;
@@ -162,12 +183,51 @@ impl Adapter {
                     let questions = mapping::questions(&before, table, &changes, place, there);
                     steps.extend(questions.into_iter().map(|planned| Step { planned, table: key.clone() }));
                 }
-                continue;
+            } else {
+                let planned = self.planned(&before, table, &changes, message, &source_after, target_catalog, target).await?;
+                steps.extend(planned.into_iter().map(|planned| Step { planned, table: key.clone() }));
             }
-            let planned = self.planned(&before, table, &changes, message, &source_after, target_catalog, target).await?;
-            steps.extend(planned.into_iter().map(|planned| Step { planned, table: key.clone() }));
+            steps.extend(access.into_iter().map(|planned| Step { planned, table: None }));
         }
         Ok(steps)
+    }
+
+    /// Owner and privileges of a table that was there before, under the name that it has on the other side once its other changes are made.
+    fn table_access(&self, before: &Table, now: &Table, target_catalog: &Catalog, roles: &Roles) -> Vec<Planned> {
+        if (&before.owner, &before.grants) == (&now.owner, &now.grants) {
+            return vec![];
+        }
+        // Privileges on columns go along with their names, and away with them.
+        let mut old = before.clone();
+        old.grants.retain_mut(|grant| {
+            let Some(name) = &grant.column else { return true };
+            let column = before.column(name).and_then(|column| now.column_by_num(column.num));
+            grant.column = column.map(|column| column.name.clone());
+            grant.column.is_some()
+        });
+        let mut new = now.clone();
+        let rules = self.rules.load();
+        let (schema, name) = match rules.place(self.back, &before.schema, &before.name) {
+            Some(place) if place.left_out => return vec![],
+            Some(place) => {
+                for table in [&mut old, &mut new] {
+                    table.grants.retain_mut(|grant| match &grant.column {
+                        None => true,
+                        Some(column) => {
+                            grant.column = place.column(column).name.map(str::to_owned);
+                            grant.column.is_some()
+                        }
+                    });
+                }
+                (place.schema.as_str(), place.table.as_str())
+            }
+            None => (now.schema.as_str(), now.name.as_str()),
+        };
+        let there = [(before.schema.as_str(), before.name.as_str()), (now.schema.as_str(), before.name.as_str()), (schema, name)];
+        if !there.iter().any(|(schema, name)| target_catalog.table(schema, name).is_some()) {
+            return vec![];
+        }
+        Access::table_as(&new, schema, name).changed(&Access::table_as(&old, schema, name), roles)
     }
 
     /// A later type change or drop of a column makes an earlier, undecided type change of it pointless. What holds rows back stays: only a
@@ -432,8 +492,14 @@ impl Adapter {
                 let found = target_catalog.sequence(&object.schema, &object.name).is_some();
                 Ok(plain(objects::dropped(object, if found { Presence::Free } else { Presence::Absent })))
             }
+            "function" | "procedure" | "aggregate" if object.original => {
+                known.functions.remove(&object.oid);
+                Ok(plain(objects::dropped(object, Presence::Free)))
+            }
             // Described by the table that they belong to.
             "trigger" | "table constraint" | "default value" | "table column" | "domain constraint" => Ok(vec![]),
+            // Told whole behind it.
+            "default acl" => Ok(vec![]),
             // A view's own rule and row types go with it.
             "rule" | "composite type" if !object.original => Ok(vec![]),
             _ if !object.original => Ok(vec![]),
@@ -452,6 +518,11 @@ fn with_schemas(catalog: &Catalog, message: &Message) -> Catalog {
         }
     }
     catalog
+}
+
+/// A statement that changes nothing but privileges.
+fn is_grant(tag: &str) -> bool {
+    matches!(tag, "GRANT" | "REVOKE" | "ALTER DEFAULT PRIVILEGES" | "DROP OWNED" | "REASSIGN OWNED")
 }
 
 /// Names without quotes, for comparing the server's spelling with ours.

@@ -1,13 +1,15 @@
 //! Synthetic values for columns without data. Deterministic: value = f(keyed hash of seed, table, column, primary key), so the same row gets the
 //! same value in a retry, on another shard and after a restart.
 //!
-//! Precedence: what the operator wrote down, foreign key, list of allowed values (enum, CHECK), semantic name, sister column, model class, type. Unique columns get their
+//! Precedence: what the operator wrote down, foreign key, list of allowed values (enum, CHECK), semantic name, sister column (`distribution`), model class, type. Unique columns get their
 //! values by construction, not by luck. Rare values of other columns never leak: only those seen often are used.
 
+pub use super::words::Semantic;
 pub use crate::config::FillRule;
 
 use super::{
     catalog::Column,
+    distribution::{Form, Learnt, written},
     model::t1::{tokens, type_class},
     rules::types::TypeName,
 };
@@ -87,127 +89,14 @@ pub enum Source {
     Address,
     /// A short text with the column's name in it.
     Label(String),
+    /// As in a column of the same name and type elsewhere.
+    Learnt(Box<Learnt>, Form),
     /// Unique by construction from the key: digits of a permutation, or text with the key in it.
     UniqueInteger(u32),
     /// The stem and the key.
     UniqueText(String),
     /// A UUID that carries the key's permutation.
     UniqueUuid,
-}
-
-/// What a column's name says about its text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Semantic {
-    Email,
-    FirstName,
-    LastName,
-    FullName,
-    Phone,
-    City,
-    Country,
-    CountryCode,
-    Currency,
-    Language,
-    Url,
-    PostalCode,
-    Street,
-    Company,
-    Tier,
-    Status,
-    Priority,
-    Colour,
-    Sentence,
-    Code,
-}
-
-const FIRST: [&str; 16] =
-    ["Ada", "Ben", "Chen", "Dana", "Emil", "Fatima", "Grace", "Hugo", "Ines", "Jamal", "Kira", "Lena", "Mateo", "Nora", "Omar", "Priya"];
-const LAST: [&str; 16] = [
-    "Abe", "Berg", "Costa", "Diaz", "Endo", "Fischer", "Garcia", "Haas", "Ito", "Jensen", "Kaya", "Lopez", "Meyer", "Novak", "Okoye",
-    "Park",
-];
-const CITIES: [&str; 12] = ["Berlin", "Lagos", "Lima", "Lyon", "Osaka", "Porto", "Pune", "Quito", "Riga", "Seoul", "Tallinn", "Utrecht"];
-const WORDS: [&str; 16] = [
-    "plain", "first", "review", "sample", "later", "order", "check", "simple", "update", "north", "paper", "signal", "garden", "window",
-    "stone", "river",
-];
-
-impl Semantic {
-    /// From the words of a column's name.
-    pub fn of(name: &str) -> Option<Self> {
-        let words = tokens(name);
-        let has = |word: &str| words.iter().any(|other| other == word);
-        let last = words.last().map_or("", String::as_str);
-        Some(match last {
-            "email" | "mail" => Semantic::Email,
-            "firstname" | "forename" => Semantic::FirstName,
-            "lastname" | "surname" => Semantic::LastName,
-            "name" if has("first") || has("given") => Semantic::FirstName,
-            "name" if has("last") || has("family") => Semantic::LastName,
-            "name" if has("full") || has("display") || has("contact") => Semantic::FullName,
-            "phone" | "mobile" | "telephone" | "fax" => Semantic::Phone,
-            "city" | "town" => Semantic::City,
-            "country" => Semantic::Country,
-            "code" if has("country") => Semantic::CountryCode,
-            "code" if has("postal") || has("zip") || has("post") => Semantic::PostalCode,
-            "zip" | "postcode" | "zipcode" => Semantic::PostalCode,
-            "currency" => Semantic::Currency,
-            "language" | "locale" | "lang" => Semantic::Language,
-            "url" | "link" | "website" | "homepage" => Semantic::Url,
-            "street" => Semantic::Street,
-            "company" | "organisation" | "organization" => Semantic::Company,
-            "tier" | "plan" | "grade" => Semantic::Tier,
-            "level" if has("loyalty") || has("membership") => Semantic::Tier,
-            "status" | "state" => Semantic::Status,
-            "priority" | "severity" | "urgency" => Semantic::Priority,
-            "color" | "colour" => Semantic::Colour,
-            "description" | "comment" | "note" | "notes" | "summary" | "remark" | "remarks" => Semantic::Sentence,
-            "code" | "sku" | "reference" => Semantic::Code,
-            _ => return None,
-        })
-    }
-
-    /// The longest value it makes: it is used only where that fits.
-    fn longest(self) -> i64 {
-        match self {
-            Semantic::Email => 40,
-            Semantic::Url => 40,
-            Semantic::Sentence => 40,
-            Semantic::FullName | Semantic::Street | Semantic::Company => 20,
-            Semantic::Phone => 15,
-            Semantic::CountryCode | Semantic::Language => 2,
-            Semantic::Currency => 3,
-            Semantic::PostalCode => 5,
-            _ => 12,
-        }
-    }
-
-    fn value(self, hash: u64) -> String {
-        let pick = |list: &[&str], part: u32| list.get((hash >> part) as usize % list.len().max(1)).copied().unwrap_or("").to_owned();
-        match self {
-            Semantic::Email => format!("{}.{}{}@example.com", pick(&FIRST, 3).to_lowercase(), pick(&LAST, 11).to_lowercase(), hash >> 40),
-            Semantic::FirstName => pick(&FIRST, 3),
-            Semantic::LastName => pick(&LAST, 11),
-            Semantic::FullName => format!("{} {}", pick(&FIRST, 3), pick(&LAST, 11)),
-            Semantic::Phone => format!("+1555{:07}", hash % 10_000_000),
-            Semantic::City => pick(&CITIES, 5),
-            Semantic::Country => pick(&["Brazil", "Estonia", "France", "Germany", "India", "Japan", "Kenya", "Peru", "Portugal"], 5),
-            Semantic::CountryCode => pick(&["BR", "DE", "EE", "FR", "IN", "JP", "KE", "PE", "PT"], 5),
-            Semantic::Currency => pick(&["EUR", "USD", "GBP", "JPY", "CHF"], 5),
-            Semantic::Language => pick(&["en", "de", "fr", "es", "pt", "ja"], 5),
-            Semantic::Url => format!("https://example.com/{}/{:x}", pick(&WORDS, 5), hash >> 40),
-            Semantic::PostalCode => format!("{:05}", hash % 100_000),
-            Semantic::Street => format!("{} Street {}", pick(&LAST, 9), hash % 200 + 1),
-            Semantic::Company => format!("{} {}", pick(&LAST, 9), pick(&["Ltd", "GmbH", "Inc", "SA"], 20)),
-            Semantic::Tier => pick(&["standard", "standard", "standard", "silver", "silver", "gold", "gold", "platinum"], 5),
-            Semantic::Status => pick(&["active", "active", "active", "pending", "inactive"], 5),
-            Semantic::Priority => pick(&["normal", "normal", "normal", "low", "high"], 5),
-            Semantic::Colour => pick(&["red", "green", "blue", "black", "white"], 5),
-            Semantic::Sentence => format!("{} {} {}", pick(&WORDS, 3), pick(&WORDS, 13), pick(&WORDS, 23)),
-            Semantic::Code => format!("{}-{:05}", pick(&["A", "B", "C", "D"], 5), hash % 100_000),
-        }
-    }
 }
 
 /// What is known about the column when a generator is made.
@@ -217,8 +106,12 @@ pub struct Facts {
     pub parents: Option<Vec<String>>,
     /// Allowed values: enum labels, or those of a CHECK list.
     pub allowed: Vec<String>,
-    /// Values of a column of the same name and type elsewhere with their shares, frequent ones only, and its share of NULL.
-    pub sister: Option<(Vec<(String, f64)>, f64)>,
+    /// What a column of the same name and type elsewhere teaches.
+    pub learnt: Option<Learnt>,
+    /// What a CHECK allows of numbers.
+    pub limits: (Option<f64>, Option<f64>),
+    /// A moment of the same row that comes first (`true`) or last, by their names; its column.
+    pub beside: Option<(String, bool)>,
     /// The model's best class.
     pub class: String,
     /// What the operator wrote down for the column: it comes before everything else.
@@ -236,6 +129,9 @@ pub struct Generator {
     source: Source,
     null_share: f64,
     length: Option<usize>,
+    limits: (Option<f64>, Option<f64>),
+    /// The column of the same row that the value is not before (`true`) or not after.
+    pub beside: Option<(String, bool)>,
     /// Of a choice: the weights up to and with each value, so that one is found in a few steps.
     cumulative: Vec<f64>,
     /// Why these values, for people.
@@ -272,7 +168,25 @@ impl Generator {
                 .collect(),
             _ => Vec::new(),
         };
-        Some(Generator { key, source, null_share, length, cumulative, why })
+        let beside = facts.beside.clone().filter(|_| matches!(source, Source::Moment(_) | Source::Learnt(_, Form::Moment(_))));
+        let why = match &beside {
+            Some((other, true)) => format!("{why}, never before {other}"),
+            Some((other, false)) => format!("{why}, never after {other}"),
+            None => why,
+        };
+        Some(Generator { key, source, null_share, length, limits: facts.limits, beside, cumulative, why })
+    }
+
+    /// The value for a row whose other moment is known, in seconds since 1970.
+    pub fn value_beside(&self, primary_key: &str, other: Option<f64>) -> Option<String> {
+        let date_only = match &self.source {
+            Source::Moment(date_only) | Source::Learnt(_, Form::Moment(date_only)) => *date_only,
+            _ => return self.value(primary_key),
+        };
+        let value = self.value(primary_key)?;
+        let (Some(other), Some((_, after))) = (other.filter(|other| other.is_finite()), &self.beside) else { return Some(value) };
+        let apart = (siphash((self.key.0 ^ 1, self.key.1), primary_key.as_bytes()) % APART_MAX) as f64;
+        Some(written(if *after { other + apart } else { other - apart }, Form::Moment(date_only)))
     }
 
     /// The value for the row with this primary key, as text; `None`: NULL.
@@ -291,11 +205,15 @@ impl Generator {
                 choices.get(at).or(choices.last()).map(|(value, _)| value.clone())?
             }
             Source::Constant(value) => value.clone(),
+            Source::Learnt(learnt, form) => {
+                let text = learnt.value(*form, (hash >> 11) as f64 / (1u64 << 53) as f64, second)?;
+                self.limited(text, *form)
+            }
             Source::Words(semantic) => semantic.value(hash),
             Source::Integer(low, high) => between(*low, *high).to_string(),
             Source::Decimal(low, high) => {
                 let cents = between(*low, *high);
-                format!("{}.{:02}", cents / 100, cents % 100)
+                format!("{}{}.{:02}", if cents < 0 { "-" } else { "" }, cents.abs() / 100, cents.abs() % 100)
             }
             Source::Boolean(share) => ((hash >> 11) as f64 / (1u64 << 53) as f64 <= *share).to_string(),
             Source::Moment(date_only) => moment(hash, *date_only),
@@ -315,6 +233,21 @@ impl Generator {
         })
     }
 }
+
+impl Generator {
+    /// Within what a CHECK allows.
+    fn limited(&self, text: String, form: Form) -> String {
+        if self.limits == (None, None) || matches!(form, Form::Text | Form::Moment(_)) {
+            return text;
+        }
+        let Ok(number) = text.parse::<f64>() else { return text };
+        let within = number.max(self.limits.0.unwrap_or(f64::MIN)).min(self.limits.1.unwrap_or(f64::MAX));
+        if within == number { text } else { written(within, form) }
+    }
+}
+
+/// Two moments of a row are at most this far apart: a week.
+const APART_MAX: u64 = 7 * 86_400;
 
 fn integer_key(text: &str) -> u64 {
     text.parse::<i64>().unwrap_or(0) as u64
@@ -367,8 +300,10 @@ fn choose(column: &Column, class: &str, length: Option<usize>, facts: &Facts) ->
     {
         return Some((Source::Words(semantic), 0.0, format!("its name says {semantic:?}")));
     }
-    if let Some((values, null_share)) = facts.sister.as_ref().filter(|(values, _)| !values.is_empty()) {
-        return Some((Source::Choice(values.clone()), *null_share, "the frequent values of a column of the same name and type".into()));
+    let form = form_of(column, class);
+    if let Some(learnt) = facts.learnt.as_ref().filter(|learnt| learnt.is_useful(form)) {
+        let why = "distributed as a column of the same name and type".into();
+        return Some((Source::Learnt(Box::new(learnt.clone()), form), learnt.nulls, why));
     }
     let constant = match (facts.class.as_str(), class) {
         ("false", "bool") => Some("false"),
@@ -381,10 +316,53 @@ fn choose(column: &Column, class: &str, length: Option<usize>, facts: &Facts) ->
         ("empty_array", "array") => Some("{}"),
         _ => None,
     };
-    if let Some(constant) = constant {
+    let allowed = |text: &&str| {
+        text.parse::<f64>()
+            .is_ok_and(|number| facts.limits.0.is_none_or(|low| number >= low) && facts.limits.1.is_none_or(|high| number <= high))
+    };
+    if let Some(constant) = constant.filter(|text| facts.limits == (None, None) || allowed(text)) {
         return Some((Source::Constant(constant.to_owned()), 0.0, format!("such columns start as {constant:?}")));
     }
-    by_type(column, class).map(|source| (source, 0.0, format!("plausible values of type {}", column.type_name)))
+    by_type(column, class).map(|source| (limited(source, facts.limits), 0.0, format!("plausible values of type {}", column.type_name)))
+}
+
+/// How the column's values are written.
+fn form_of(column: &Column, class: &str) -> Form {
+    match class {
+        "int" => Form::Integer,
+        "num" => match TypeName::parse(&column.type_name, "b").modifiers.as_slice() {
+            [_, scale] => Form::Decimal(usize::try_from(*scale).unwrap_or(2)),
+            [_] => Form::Decimal(0),
+            _ => Form::Decimal(2),
+        },
+        "ts" => Form::Moment(false),
+        "date" => Form::Moment(true),
+        _ => Form::Text,
+    }
+}
+
+/// A range of numbers within what a CHECK allows.
+fn limited(source: Source, (low, high): (Option<f64>, Option<f64>)) -> Source {
+    let within = |from: i64, to: i64, scale: f64| {
+        let (width, low, high) = (to - from, low.map(|low| (low * scale).ceil() as i64), high.map(|high| (high * scale).floor() as i64));
+        let start = match (low, high) {
+            (Some(low), _) if low > from => low,
+            (_, Some(high)) if high < from => high.saturating_sub(width),
+            _ => from,
+        };
+        (start, start.saturating_add(width).min(high.unwrap_or(i64::MAX)).max(start))
+    };
+    match source {
+        Source::Integer(from, to) => {
+            let (from, to) = within(from, to, 1.0);
+            Source::Integer(from, to)
+        }
+        Source::Decimal(from, to) => {
+            let (from, to) = within(from, to, 100.0);
+            Source::Decimal(from, to)
+        }
+        other => other,
+    }
 }
 
 fn by_type(column: &Column, class: &str) -> Option<Source> {
@@ -478,7 +456,8 @@ mod tests {
 
     #[test]
     fn shares_are_kept() {
-        let facts = Facts { sister: Some((vec![("a".into(), 0.8), ("b".into(), 0.2)], 0.25)), ..Facts::default() };
+        let learnt = Learnt { nulls: 0.25, frequent: vec![("a".into(), 0.8), ("b".into(), 0.2)], ..Learnt::default() };
+        let facts = Facts { learnt: Some(learnt), ..Facts::default() };
         let generator = Generator::new("s", "t", &column("kind", "text"), &facts).unwrap();
         let values: Vec<_> = (0..10_000).map(|key| generator.value(&key.to_string())).collect();
         let share = |wanted: Option<&str>| values.iter().filter(|value| value.as_deref() == wanted).count() as f64 / 10_000.0;
@@ -490,8 +469,8 @@ mod tests {
     #[test]
     fn distributions_are_kept() {
         let shares = [("a", 0.5), ("b", 0.2), ("c", 0.15), ("d", 0.1), ("e", 0.05)];
-        let sister = Some((shares.iter().map(|(value, share)| ((*value).to_owned(), *share)).collect(), 0.0));
-        let facts = Facts { sister, ..Facts::default() };
+        let frequent = shares.iter().map(|(value, share)| ((*value).to_owned(), *share)).collect();
+        let facts = Facts { learnt: Some(Learnt { frequent, ..Learnt::default() }), ..Facts::default() };
         let generator = Generator::new("s", "t", &column("kind", "text"), &facts).unwrap();
         let values: Vec<String> = (0..10_000).filter_map(|key| generator.value(&key.to_string())).collect();
         let seen = |wanted: &str| values.iter().filter(|value| *value == wanted).count() as f64 / values.len() as f64;

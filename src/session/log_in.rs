@@ -111,7 +111,7 @@ async fn reach(database: &Database, number: usize) -> Result<Option<(Server, Arc
         if database.route.load().epoch == epoch {
             let backend = Arc::new(Backend { target: owner.clone(), pid: 0, key: Bytes::new() });
             let (from, parameters) = (BytesMut::new(), Parameters::default());
-            let server = Server { stream, from, backend, parameters, epoch, bulk: false, pooled: None };
+            let server = Server { stream, from, backend, heard: BytesMut::new(), parameters, epoch, bulk: false, pooled: None };
             return Ok(Some((server, owner, encryption)));
         }
     }

@@ -121,9 +121,19 @@ impl Relay {
         if !(begins || reads) || cycle.opaque || !executed.class.single {
             return;
         }
+<<<<<<< HEAD
+        let draw = &mut self.sample_draw;
+        self.drawn.clear();
+        for shadow in route.shadows.iter().filter(|shadow| shadow.in_step.load(Ordering::Relaxed)) {
+            let times = shadow.sample_reads.draw(|| draw.draw());
+            if times > 0 && may_copy(shadow, self.info.id) {
+                self.drawn.push((shadow.clone(), times));
+            }
+=======
         let fingerprint = executed.class.fingerprint;
         if !self.database.knows_facts() || !self.conversation.pins.is_empty() || !self.conversation.is_alone() {
             return;
+>>>>>>> traffic
         }
         self.draw_shadows(fingerprint, begins);
         if self.drawn.is_empty() {

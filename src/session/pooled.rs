@@ -426,6 +426,7 @@ impl Relay {
         self.aim_cancel(CancelTarget::Nobody);
         self.door.cancels_settled(&server.backend).await; // or one of the client's would hit our own question
         let asked = self.ask_what_is_left(&mut server).await;
+        self.to_client.extend_from_slice(&std::mem::take(&mut server.heard));
         let backend = server.backend.clone();
         self.server = Some(server);
         *self.info.pins.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = self.conversation.pins.clone();
@@ -503,6 +504,7 @@ impl Relay {
         }
         let channels = server.run("SELECT * FROM pg_catalog.pg_listening_channels()").await;
         let prepared = server.run("SELECT statement FROM pg_catalog.pg_prepared_statements WHERE from_sql").await;
+        self.to_client.extend_from_slice(&std::mem::take(&mut server.heard));
         let (Ok(channels), Ok(prepared)) = (channels, prepared) else {
             tracing::error!(session = self.info.id, "the old owner closed this session before its state could be read");
             return self.say_goodbye(&TERMINATED);
@@ -525,6 +527,7 @@ impl Relay {
         for statement in prepared.iter().flatten().flatten() {
             failed |= matches!(server.run(statement).await, Err(None));
         }
+        self.to_client.extend_from_slice(&std::mem::take(&mut server.heard));
         if failed {
             return self.say_last("08006", "the connection to the new server broke", None);
         }

@@ -18,7 +18,7 @@ use crate::{
         copies::Identity,
         database::{Database, SessionInfo},
         fence::Needed,
-        route::{Route, ShadowRoute},
+        route::{Evenly, Route, ShadowRoute},
     },
     wire::{self, WireError, backend::put_error},
 };
@@ -41,6 +41,8 @@ pub(super) const WAITING_BYTES_MAX: usize = 256 << 10;
 pub(super) const DRAIN_LOOK: Duration = Duration::from_millis(50);
 /// How long after `close` a session inside a transaction may go on.
 const DRAIN_GRACE: Duration = Duration::from_secs(30);
+/// How long a client may go on sending after what it was refused.
+const LINGER: Duration = Duration::from_secs(10);
 
 pub(super) static TERMINATED: Farewell =
     Farewell { code: "57P01", message: "terminating connection due to administrator command", hint: None };
@@ -87,6 +89,8 @@ pub(super) struct Relay {
     pub bounds: Bounds,
     /// The client is told this and the session ends, once what it asked for before is answered.
     farewell: Option<&'static Farewell>,
+    /// The client may still be sending what was refused.
+    lingers: bool,
     pub server_gone: bool,
     pub remembered: Option<Remembered>,
     /// Shadows that drew the read being captured, and how often each runs it.
@@ -96,7 +100,10 @@ pub(super) struct Relay {
     /// The running transaction has changed the schema.
     pub schema_changed: bool,
     closing_since: Option<Instant>,
-    pub draw: fastrand::Rng,
+    /// Decides which reads are served.
+    pub serve_draw: Evenly,
+    /// Decides which are copied.
+    pub sample_draw: Evenly,
 }
 
 /// What the client's side needs next.
@@ -150,6 +157,7 @@ impl Relay {
         pooling: Option<Box<Pooling>>,
         cancel: Arc<Mutex<CancelTarget>>,
     ) -> Self {
+        let (serve_draw, sample_draw) = (Evenly::new(info.id, 0), Evenly::new(info.id, 1));
         Relay {
             route: database.route.load_full(),
             registered: None,
@@ -179,13 +187,15 @@ impl Relay {
             client_reads: 0,
             bounds: Bounds::default(),
             farewell: None,
+            lingers: false,
             server_gone: false,
             remembered: None,
             drawn: Vec::new(),
             reading: None,
             schema_changed: false,
             closing_since: None,
-            draw: fastrand::Rng::new(),
+            serve_draw,
+            sample_draw,
         }
     }
 
@@ -212,6 +222,20 @@ impl Relay {
             let _ = tokio::time::timeout(Duration::from_secs(5), tokio::io::AsyncWriteExt::write_all(&mut self.client, &bytes)).await;
         }
         self.part_with_server().await;
+        if self.lingers && !self.client_gone {
+            let _ = tokio::time::timeout(LINGER, self.read_to_the_end()).await;
+        }
+    }
+
+    /// Closing a socket with bytes unread resets the connection, and with it goes the error that the client has not read yet (RFC 9293,
+    /// 3.6.1): what it still sends is thrown away until it has seen our end.
+    async fn read_to_the_end(&mut self) -> io::Result<()> {
+        self.from_client = BytesMut::with_capacity(16 << 10);
+        tokio::io::AsyncWriteExt::shutdown(&mut self.client).await?;
+        while tokio::io::AsyncReadExt::read_buf(&mut self.client, &mut self.from_client).await? > 0 {
+            self.from_client.clear();
+        }
+        Ok(())
     }
 
     async fn relay(&mut self) -> Result<(), io::Error> {
@@ -371,7 +395,7 @@ impl Relay {
     fn refuse_rest(&mut self, run: usize, farewell: &'static Farewell) -> Next {
         self.forward_client(run);
         self.from_client.clear();
-        (self.client_ended, self.farewell) = (true, Some(farewell));
+        (self.client_ended, self.farewell, self.lingers) = (true, Some(farewell), true);
         Next::Io
     }
 
@@ -681,11 +705,6 @@ impl Relay {
     /// The route that this session has seen last.
     pub fn route(&self) -> Arc<Route> {
         self.database.route.load_full()
-    }
-
-    /// Chance, 0 to 9,999.
-    pub fn chance(&mut self) -> u64 {
-        self.draw.u64(0..10_000)
     }
 }
 

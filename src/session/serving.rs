@@ -10,8 +10,9 @@ use super::{
 };
 use crate::{
     backend,
+    config::Consistency,
     sql::{Class, Kind, LookUp},
-    traffic::{answer::FIRST_USER_OID, cancelling::Place, database::monotonic_ms, route::ShadowRoute},
+    traffic::{answer::FIRST_USER_OID, cancelling::Place, database::monotonic_ms, fence::Needed, route::ShadowRoute},
     wire::{
         self,
         backend::{RowDescription, put_error},
@@ -38,6 +39,8 @@ pub(super) struct Plan {
     class: Arc<Class>,
     /// The prepared statement that an Extended cycle binds, if it does not parse one itself.
     statement: Option<Arc<Parse>>,
+    /// The shadow must have passed this first.
+    wait_for: Option<Needed>,
 }
 
 enum Failure {
@@ -73,8 +76,18 @@ impl Relay {
         if class.kind != Kind::Read || !class.single || !self.database.knows_facts() {
             return None;
         }
+        let mut draw = None;
+        // Shares of several shadows stand beside each other.
+        let mut from = 0;
         for shadow in &route.shadows {
-            if shadow.serve_reads.get() <= 0.0 {
+            let share = shadow.serve_reads.hundredths();
+            if share == 0 {
+                continue;
+            }
+            let mine = from..from + share;
+            from = mine.end;
+            if shadow.holds_back(class.fingerprint) {
+                shadow.observations.fallback_reasons.count("not proven yet: the ladder moves other statements first");
                 continue;
             }
             shadow.observations.candidates.increment();
@@ -84,7 +97,7 @@ impl Relay {
                 let next = route.standby.as_ref() == Some(&shadow.target);
                 self.attachments.open(&self.database, &self.info, &self.identity, &shadow.target, false, next);
             }
-            if shadow.serve_reads.draw(|| self.chance()) == 0 {
+            if !mine.contains(draw.get_or_insert_with(|| self.serve_draw.draw())) {
                 continue;
             }
             if shadow.differs(&class.tables) {
@@ -95,7 +108,13 @@ impl Relay {
                 shadow.observations.fallback_reasons.count("shadow not in step or failing: kept on the owner");
                 continue;
             }
-            if !shadow.fence.allows(self.needed) {
+            let (fresh, wait_for) = match shadow.serving.load().consistency {
+                Consistency::Session => (shadow.fence.allows(self.needed), None),
+                Consistency::Bounded(bound) => (shadow.fence.allows(self.needed) && shadow.fence.is_within(bound, monotonic_ms()), None),
+                // What this session has written lies before it.
+                Consistency::Global => (true, Some(self.database.ticks.demand())),
+            };
+            if !fresh {
                 shadow.observations.fenced.increment();
                 continue;
             }
@@ -104,7 +123,7 @@ impl Relay {
                 Some(attachment) if attachment.state_version == state_version && !attachment.refused.contains(&class.fingerprint) => {}
                 Some(_) | None => continue,
             }
-            return Some(Plan { shadow: shadow.clone(), cycle, class, statement });
+            return Some(Plan { shadow: shadow.clone(), cycle, class, statement, wait_for });
         }
         None
     }
@@ -118,10 +137,30 @@ impl Relay {
             self.leave();
             return Ok(());
         };
+        let hedge_after = plan.shadow.serving.load().hedge_after;
+        let mut time_left = hedge_after;
+        if let Some(needed) = plan.wait_for {
+            let began = Instant::now();
+            self.info.cancelling.begin(Place::Gate);
+            let fresh = tokio::time::timeout(hedge_after, plan.shadow.fence.wait(needed)).await.is_ok();
+            let cancelled = self.info.cancelling.end();
+            time_left = hedge_after.saturating_sub(began.elapsed());
+            if cancelled || !fresh {
+                self.attachments.put_back(attachment);
+                if cancelled {
+                    self.cancel_front();
+                } else {
+                    plan.shadow.observations.fenced.increment();
+                    self.keep_on_owner(None);
+                }
+                self.leave();
+                return Ok(());
+            }
+        }
         let began = Instant::now();
         let previous = self.aim_cancel(CancelTarget::Server(attachment.server.backend.clone()));
         self.info.cancelling.begin(Place::Shadow);
-        let outcome = match tokio::time::timeout(plan.shadow.hedge_after, attachment.answer(&plan)).await {
+        let outcome = match tokio::time::timeout(time_left, attachment.answer(&plan)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(Failure::Broken("no answer within hedge_after")),
         };

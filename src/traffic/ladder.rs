@@ -1,7 +1,37 @@
-//! The shift ladder: a pure state machine. Time comes in as an argument; the only effect is the percentage it returns.
+//! The shift ladder: a pure controller. A window of observations, the calendar and the time come in as arguments; out comes what to
+//! do and why. It knows no store, no lock and no clock, so that going back waits for nothing.
 
-use crate::config::ShiftConfig;
+use super::judge::{self, Health};
+use crate::config::{RevertConfig, ShiftConfig};
 use std::time::{Duration, Instant};
+
+/// What the controller looks at.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<'a> {
+    /// The window of observations.
+    pub health: &'a Health,
+    /// Reads that the shadow has answered since the present step began.
+    pub served: u64,
+    /// Why the calendar allows no step now.
+    pub closed: Option<&'a str>,
+    /// The time.
+    pub now: Instant,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Decision {
+    /// Nothing is due.
+    Stay,
+    /// A step is due and is not taken, for this reason.
+    Hold(String),
+    /// Serve so many percent from now on.
+    Promote(f64),
+    /// The last step was held long enough: reads stay there.
+    Finish,
+    /// Serve nothing any more, for this reason.
+    Revert(String),
+}
 
 /// Where a shadow stands on its ladder.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,22 +57,44 @@ impl Ladder {
         (Ladder::Step { index: 0, since: now }, config.steps.first().copied().unwrap_or(0.0))
     }
 
-    /// Moves on when the hold time of a step has passed and the shadow has answered reads meanwhile (`evidence`): silence
-    /// is not health. Returns the percentage to set when it changes.
+    /// Health first, whatever the ladder does; then, on a step, whether the next is due and may be taken. A shadow that answers reads
+    /// without a ladder (SET, SIMULATE CUTOVER) is judged all the same.
     #[must_use]
-    pub fn tick(self, config: &ShiftConfig, evidence: bool, now: Instant) -> (Self, Option<f64>) {
-        match self {
-            Ladder::Idle => (Ladder::Idle, None),
-            Ladder::Done => (Ladder::Done, None),
-            Ladder::Reverted => (Ladder::Reverted, None),
-            Ladder::Step { index, since } if !evidence || now.saturating_duration_since(since) < config.hold => {
-                (Ladder::Step { index, since }, None)
-            }
-            Ladder::Step { index, .. } => match config.steps.get(index + 1) {
-                Some(percent) => (Ladder::Step { index: index + 1, since: now }, Some(*percent)),
-                None => (Ladder::Done, None),
-            },
+    pub fn decide(self, seen: &Seen<'_>, revert: &RevertConfig, shift: &ShiftConfig) -> (Self, Decision) {
+        if let Some(reason) = judge::verdict(seen.health, revert) {
+            let next = match self {
+                Ladder::Step { .. } | Ladder::Done => Ladder::Reverted,
+                Ladder::Idle => Ladder::Idle,
+                Ladder::Reverted => Ladder::Reverted,
+            };
+            return (next, Decision::Revert(reason));
         }
+        match self {
+            Ladder::Idle => (Ladder::Idle, Decision::Stay),
+            Ladder::Done => (Ladder::Done, Decision::Stay),
+            Ladder::Reverted => (Ladder::Reverted, Decision::Stay),
+            Ladder::Step { index, since } => {
+                let stays = Ladder::Step { index, since };
+                if seen.now.saturating_duration_since(since) < shift.hold {
+                    return (stays, Decision::Stay);
+                }
+                if seen.served < shift.min_served {
+                    // silence is not health
+                    let served = seen.served;
+                    return (stays, Decision::Hold(format!("{served} reads were served on this step, min_served is {}", shift.min_served)));
+                }
+                match (shift.steps.get(index + 1), seen.closed) {
+                    (None, _) => (Ladder::Done, Decision::Finish),
+                    (Some(_), Some(reason)) => (stays, Decision::Hold(reason.to_owned())),
+                    (Some(percent), None) => (Ladder::Step { index: index + 1, since: seen.now }, Decision::Promote(*percent)),
+                }
+            }
+        }
+    }
+
+    /// On a step that has another one above it.
+    pub fn is_climbing(self, config: &ShiftConfig) -> bool {
+        matches!(self, Ladder::Step { index, .. } if index + 1 < config.steps.len())
     }
 
     /// For people.
@@ -65,26 +117,5 @@ fn ceil_seconds(left: Duration) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn climbs_step_by_step_and_stays_at_the_top() {
-        let config = ShiftConfig { steps: vec![5.0, 50.0, 100.0], hold: Duration::from_secs(10) };
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let (mut ladder, percent) = Ladder::start(&config, start);
-        assert_eq!(percent, 5.0);
-        let mut set = Vec::new();
-        for second in 0..60 {
-            let (next, percent) = ladder.tick(&config, true, at(second));
-            ladder = next;
-            set.extend(percent.map(|percent| (second, percent)));
-        }
-        assert_eq!(set, [(10, 50.0), (20, 100.0)]);
-        assert_eq!(ladder, Ladder::Done);
-        assert_eq!(Ladder::Reverted.tick(&config, true, at(99)), (Ladder::Reverted, None), "a revert is left by a person only");
-        assert_eq!(Ladder::start(&config, start).0.tick(&config, false, at(99)).1, None, "no read was served: nothing is known");
-        assert_eq!(Ladder::start(&config, start).0.describe(&config, at(1)), "step 1 of 3 (5 %), 9 s left");
-    }
-}
+#[path = "ladder_tests.rs"]
+mod tests;

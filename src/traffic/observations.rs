@@ -3,7 +3,7 @@
 use super::judge::{self, Health};
 use crate::{
     config::RevertConfig,
-    monitor::{LatencyHistogram, QueryProfile, Window},
+    monitor::{LatencyHistogram, LatencySummary, QueryProfile, Window},
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -147,12 +147,42 @@ struct RecentPast {
     buckets: [Bucket; BUCKETS as usize],
     owner: Window,
     shadow: Window,
+    baseline: Option<Baseline>,
 }
+
+/// The owner as it was when it answered enough reads to be compared with: at a share of 100 % it answers none.
+#[derive(Debug, Clone, Copy)]
+struct Baseline {
+    at: Instant,
+    owner: LatencySummary,
+    bounds: [u64; judge::TAILS.len()],
+    /// When the window had the most latencies, lately, and how many.
+    peak: (Instant, u64),
+}
+
+/// A baseline that is older says too little of the owner under the present load.
+const BASELINE_AGE_MAX: Duration = Duration::from_secs(3600);
+/// A window with less than half of the latencies that one had within this time is running empty.
+const BASELINE_FRESH: Duration = Duration::from_secs(60);
 
 impl RecentPast {
     fn new(length: Duration, now: Instant) -> Self {
         let window = || Window::new(length);
-        RecentPast { began: now, length, buckets: Default::default(), owner: window(), shadow: window() }
+        RecentPast { began: now, length, buckets: Default::default(), owner: window(), shadow: window(), baseline: None }
+    }
+
+    /// The owner's latency and what it makes slow: of the window, or as remembered where the window has too few, or is running empty.
+    fn compared_with(&mut self, limits: &RevertConfig, now: Instant) -> Baseline {
+        let owner = self.owner.summary(now);
+        let known = self.baseline.filter(|known| now.saturating_duration_since(known.at) < BASELINE_AGE_MAX);
+        let peak = known.map(|known| known.peak).filter(|(at, _)| now.saturating_duration_since(*at) < BASELINE_FRESH);
+        let peak = peak.filter(|(_, count)| *count > owner.count).unwrap_or((now, owner.count));
+        let here = Baseline { at: now, owner, bounds: judge::bounds(&self.owner, owner.count, limits, now), peak };
+        if owner.count >= limits.min_requests && owner.count * 2 >= peak.1 {
+            self.baseline = Some(here);
+            return here;
+        }
+        known.unwrap_or(here)
     }
 
     fn number(&self, now: Instant) -> u64 {
@@ -237,14 +267,14 @@ impl Observations {
 
     /// The window as the judge sees it, and when its first bad observation was.
     pub fn health(&self, lag: Duration, limits: &RevertConfig, now: Instant) -> (Health, Option<Instant>) {
-        let recent = lock(&self.window);
+        let mut recent = lock(&self.window);
         let newest = recent.number(now);
-        let owner = recent.owner.summary(now);
+        let compared_with = recent.compared_with(limits, now);
         let mut health = Health {
             lag,
-            owner,
+            owner: compared_with.owner,
             shadow: recent.shadow.summary(now),
-            slow: judge::slow(&recent.owner, owner.count, &recent.shadow, limits, now),
+            slow: judge::slow(compared_with.bounds, &recent.shadow, now),
             ..Health::default()
         };
         let mut first_bad = None;
@@ -261,6 +291,11 @@ impl Observations {
             }
         }
         (health, first_bad)
+    }
+
+    /// The shadow's latency in the window.
+    pub fn recent(&self, now: Instant) -> LatencySummary {
+        lock(&self.window).shadow.summary(now)
     }
 
     /// Forgets the recent past (after a revert, or when the window's length changes), keeps the totals.
@@ -286,5 +321,20 @@ mod tests {
         assert_eq!(first_bad, Some(start));
         let (health, first_bad) = observations.health(Duration::ZERO, &judge::tests::limits(), start + Duration::from_secs(4));
         assert_eq!((health.requests, health.compared, first_bad), (0, 0, None));
+    }
+
+    #[test]
+    fn the_owner_is_remembered_when_it_answers_no_reads_any_more() {
+        let (observations, limits) = (Observations::new(Duration::from_secs(2)), judge::tests::limits());
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        (0..1_000).for_each(|ms| observations.owner_outcome(Duration::from_millis(1), at(ms)));
+        let (before, _) = observations.health(Duration::ZERO, &limits, at(1_000));
+        (4_000..5_000).for_each(|ms| observations.shadow_outcome(Duration::from_millis(40), false, at(ms)));
+        let (health, _) = observations.health(Duration::ZERO, &limits, at(5_000));
+        assert_eq!((health.owner.count, before.owner.count), (1_000, 1_000));
+        assert!(judge::verdict(&health, &limits).is_some_and(|reason| reason.starts_with("latency")));
+        observations.forget(Duration::from_secs(2));
+        assert_eq!(observations.health(Duration::ZERO, &limits, at(5_000)).0.owner.count, 0);
     }
 }

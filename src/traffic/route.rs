@@ -9,7 +9,7 @@ use super::{
     rehearsal::Freshness,
 };
 use crate::{
-    config::{IgnoreRule, ServerUrl},
+    config::{Consistency, IgnoreRule, ServerUrl},
     wire::frontend::Parse,
 };
 use std::{
@@ -76,8 +76,19 @@ pub struct ShadowRoute {
     pub breaker: Breaker,
     /// Stops copying reads for a moment while the shadow cannot be reached: capturing them would cost the clients something.
     pub copy_breaker: Breaker,
+    /// How it answers reads.
+    pub serving: arc_swap::ArcSwap<Serving>,
+    /// While a ladder moves proven statements first: their fingerprints. Empty: every read may be served.
+    pub first: arc_swap::ArcSwapOption<std::collections::HashSet<u64>>,
+}
+
+/// Rules for the reads that a shadow answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Serving {
     /// An answer that takes longer than this is asked for again on the owner.
-    pub hedge_after: std::time::Duration,
+    pub hedge_after: Duration,
+    /// How fresh it must be.
+    pub consistency: Consistency,
 }
 
 /// A percentage that can be stored and read without a lock. Hundredths of a percent.
@@ -99,13 +110,19 @@ impl Percent {
 
     /// In percent.
     pub fn get(&self) -> f64 {
-        self.0.load(Ordering::SeqCst) as f64 / 100.0
+        self.hundredths() as f64 / 100.0
+    }
+
+    /// In hundredths of a percent.
+    #[inline]
+    pub fn hundredths(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
     }
 
     /// Nothing is drawn.
     #[inline]
     pub fn is_zero(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == 0
+        self.hundredths() == 0
     }
 
     /// How many times this one counts, given chance as a number in 0..10,000: 250 % gives 2 or 3.
@@ -116,6 +133,32 @@ impl Percent {
             return 0;
         }
         hundredths / 10_000 + u64::from(chance() < hundredths % 10_000)
+    }
+}
+
+/// Numbers in 0..10,000 that are spread evenly, however few are drawn: of 10,000 in a row of one session, and of 10,000 first
+/// ones of so many sessions, a share is hit as often as it says, where those of chance would miss by half a percent and more.
+/// A Weyl sequence with the golden ratio (Kuipers and Niederreiter, Uniform Distribution of Sequences, 1974): no period that
+/// statements may have falls in with it.
+#[derive(Clone, Copy, Debug)]
+pub struct Evenly(u64);
+
+/// 2^64 / φ.
+const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+/// 2^64 (√2 - 1): where sessions start.
+const SILVER: u64 = 0x6A09_E667_F3BC_C909;
+
+impl Evenly {
+    /// The sequence of a session; `salt`: another one for another purpose.
+    pub fn new(session: u64, salt: u64) -> Self {
+        Evenly(session.wrapping_mul(SILVER).wrapping_add(salt.wrapping_mul(GOLDEN >> 7)))
+    }
+
+    /// The next one.
+    #[inline]
+    pub fn draw(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(GOLDEN);
+        ((self.0 >> 32) * 10_000) >> 32
     }
 }
 
@@ -176,6 +219,11 @@ impl ShadowRoute {
         }
     }
 
+    /// Whether reads of this fingerprint wait for their turn: the ladder has not come to them yet.
+    pub fn holds_back(&self, fingerprint: u64) -> bool {
+        self.first.load().as_ref().is_some_and(|first| !first.contains(&fingerprint))
+    }
+
     /// Waits until the shadow has passed a tick. False: it did not in time, or it is out of step. For copies; no client
     /// ever waits here.
     pub async fn caught_up(&self, needed: Needed) -> bool {
@@ -226,6 +274,26 @@ mod tests {
         }
         assert!(!breaker.allows(101));
         assert!(breaker.allows(100 + BREAKER_OPEN_MS));
+    }
+
+    #[test]
+    fn shares_are_exact_over_ten_thousand() {
+        for share in [1u64, 50, 500, 2500, 5000, 9999] {
+            for (sessions, each) in [(1u64, 10_000u64), (10, 1000), (100, 100), (1000, 10), (10_000, 1)] {
+                let first = 77; // ids of sessions that came before
+                let hits: u64 = (first..first + sessions)
+                    .map(|session| {
+                        let mut evenly = Evenly::new(session, 0);
+                        (0..each).filter(|_| evenly.draw() < share).count() as u64
+                    })
+                    .sum();
+                assert!(hits.abs_diff(share) <= 50, "{hits} of 10,000 instead of {share}: {sessions} sessions with {each} statements each");
+            }
+            // every third statement only, as where a workload has a period
+            let mut evenly = Evenly::new(5, 1);
+            let hits = (0..30_000u64).filter(|at| evenly.draw() < share && at % 3 == 0).count() as u64;
+            assert!(hits.abs_diff(share) <= 50, "{hits} instead of {share}");
+        }
     }
 
     proptest! {

@@ -6,7 +6,7 @@ use std::sync::{Mutex, atomic::AtomicBool, atomic::Ordering};
 use understudy::{
     config::ConsoleUser,
     console::{
-        Answer, CommandError, Metric, Operator,
+        Answer, CommandError, Metric, Operator, Report,
         command::{Command, Topic},
         state::*,
     },
@@ -83,6 +83,11 @@ impl Operator for TestOperator {
 
     fn ready(&self) -> Result<(), String> {
         if self.not_ready.load(Ordering::Relaxed) { Err("the source cannot be reached".into()) } else { Ok(()) }
+    }
+
+    fn report(&self, shadow: &str) -> Option<Report> {
+        (shadow == "pg18")
+            .then(|| Report { document: serde_json::json!({"go": true}), page: "<style nonce=\"__NONCE__\"></style>go".into() })
     }
 
     fn console_user(&self) -> Option<ConsoleUser> {

@@ -195,6 +195,24 @@ pub async fn listen(stage: &Stage) {
     let message = raw.receive().await;
     assert_eq!(message.tag, b'A');
     assert!(message.body.ends_with(b"news\0one\0"));
+    // each SET makes understudy ask the server something: what comes meanwhile is heard, too
+    const NEWS: usize = 400;
+    let crier = tokio::spawn(async move {
+        for number in 0..NEWS {
+            client.batch_execute(&format!("NOTIFY news, '{number}'")).await.unwrap();
+        }
+        client
+    });
+    let mut heard = 0;
+    while heard < NEWS {
+        let answer = if crier.is_finished() { vec![raw.receive().await] } else { raw.query("SET statement_timeout = 0").await };
+        for message in answer.iter().filter(|message| message.tag == b'A') {
+            let text = format!("news\0{heard}\0");
+            assert!(message.body.ends_with(text.as_bytes()), "the next one is {heard}");
+            heard += 1;
+        }
+    }
+    let client = crier.await.unwrap();
     raw.query("UNLISTEN *").await;
     stage.until_shown("listener", "state", "idle").await;
     client.batch_execute("NOTIFY news, 'two'").await.unwrap();

@@ -350,7 +350,7 @@ impl History {
 
     /// A few writes on tables as they are now. What constraints refuse is refused.
     pub fn writes(&mut self, count: usize) -> Vec<String> {
-        let tables: Vec<Table> = self.tables.values().cloned().collect();
+        let tables: Vec<Table> = self.tables.values().filter(|table| !table.columns.is_empty()).cloned().collect();
         let mut statements = Vec::new();
         for _ in 0..if tables.is_empty() { 0 } else { count } {
             let table = &tables[self.random.usize(..tables.len())];

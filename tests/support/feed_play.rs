@@ -142,6 +142,17 @@ pub fn rounds(few: usize) -> usize {
 /// The catalog as text, without oids: what pg_dump would say, by name.
 pub async fn catalog(client: &Client) -> Vec<String> {
     client.batch_execute("SET search_path = pg_catalog").await.unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        // An object may go while the catalog is read.
+        match try_catalog(client).await {
+            Ok(lines) => return lines,
+            Err(error) => assert!(Instant::now() < deadline, "{error:?}"),
+        }
+    }
+}
+
+async fn try_catalog(client: &Client) -> Result<Vec<String>, tokio_postgres::Error> {
     let rows = client
         .query(
             "SELECT x FROM (
@@ -172,9 +183,8 @@ pub async fn catalog(client: &Client) -> Vec<String> {
              WHERE n.nspname !~ '^(pg_|information_schema|understudy)' ORDER BY 1",
             &[],
         )
-        .await
-        .unwrap();
-    rows.iter().map(|row| row.get(0)).collect()
+        .await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 /// Both sides have the same schema. Returns how many lines of it there are.

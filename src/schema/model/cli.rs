@@ -59,6 +59,14 @@ pub fn cli_evaluate(data: &Path, json: bool) -> Result<String, SchemaError> {
             line(format_args!("reliability of the model, said→right (rows): {}", bins(&model.reliability)));
         }
     }
+    line(format_args!("\nT4 tables that change within 20 migrations (orders warnings)\n{:<24}{:>8}{:>8}{:>8}", "", "AUC", "ECE", "Brier"));
+    for (name, score) in &report.t4 {
+        let number = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.3}"));
+        line(format_args!("{name:<24}{:>8.3}{:>8}{:>8}", score.auc, number(score.ece), number(score.brier)));
+    }
+    if let Some(model) = report.t4.get("model") {
+        line(format_args!("reliability of the model, said→right (rows): {}", bins(&model.reliability)));
+    }
     line(format_args!("\nT5 table that a column refers to, top-1"));
     for (name, share) in &report.t5 {
         line(format_args!("{name:<24}{share:>8.3}"));

@@ -1,10 +1,10 @@
-//! Cross-validation grouped by project, against baselines that are code: rules and majority table (T1), name similarity (T2), names alone (T5).
+//! Cross-validation grouped by project, against baselines that are code: rules and majority table (T1), name similarity (T2), width and past changes (T4), names alone (T5).
 
 use super::{
     columns, data,
     learn::Shape,
     matching::{self, Kind, Pair},
-    reference, similarity, t1, tables, train_t1,
+    reference, similarity, soon, t1, tables, train_t1,
 };
 use crate::schema::SchemaError;
 use serde::Serialize;
@@ -47,6 +47,19 @@ pub struct MatchScore {
     pub reliability: Vec<(f64, f64, f64)>,
 }
 
+/// How well tables are ordered.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct OrderScore {
+    /// Share of pairs (one that changes, one that does not) of one look at one project in the right order, mean over projects.
+    pub auc: f64,
+    /// Expected calibration error; none for a baseline, whose numbers are no probabilities.
+    pub ece: Option<f64>,
+    /// Brier score, likewise.
+    pub brier: Option<f64>,
+    /// Reliability: mean probability, share right, rows.
+    pub reliability: Vec<(f64, f64, f64)>,
+}
+
 /// All of it: `task.slice.model` → score.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
@@ -56,6 +69,8 @@ pub struct Report {
     pub t1: BTreeMap<String, BTreeMap<String, Score>>,
     /// Columns without and with position, tables; by model.
     pub t2: BTreeMap<String, BTreeMap<String, MatchScore>>,
+    /// Which tables change soon, by model.
+    pub t4: BTreeMap<String, OrderScore>,
     /// Share right: names alone, with the last target.
     pub t5: BTreeMap<String, f64>,
 }
@@ -213,6 +228,54 @@ fn t2_report(slice: &str, pairs: &[Pair], features: &[&[f64]], shape: Shape, bas
     }
 }
 
+/// Mean over projects of the mean over looks of the share of pairs in the right order; ties are half right.
+fn order_auc(rows: &[(&soon::Row, f64)]) -> f64 {
+    type Look = (Vec<f64>, Vec<f64>);
+    let mut looks: BTreeMap<(&str, &str), Look> = BTreeMap::new();
+    for (row, value) in rows {
+        let (changed, same) = looks.entry((&row.project, &row.look)).or_default();
+        if row.changed { changed.push(*value) } else { same.push(*value) }
+    }
+    let mut projects: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    for ((project, _), (changed, same)) in looks.iter().filter(|(_, (changed, same))| !changed.is_empty() && !same.is_empty()) {
+        let right =
+            |one: &f64| same.iter().map(|other| if one > other { 1.0 } else { 0.5 * f64::from(u8::from(one == other)) }).sum::<f64>();
+        let sum: f64 = changed.iter().map(right).sum();
+        projects.entry(project).or_default().push(sum / (changed.len() * same.len()) as f64);
+    }
+    let means: Vec<f64> = projects.values().map(|looks| looks.iter().sum::<f64>() / looks.len() as f64).collect();
+    means.iter().sum::<f64>() / means.len().max(1) as f64
+}
+
+fn t4_report(rows: &[soon::Row], report: &mut Report) {
+    let folds = folds(rows.iter().map(|row| row.project.as_str()));
+    let mut answers: BTreeMap<&str, Vec<(&soon::Row, f64)>> = BTreeMap::new();
+    for fold in 0..FOLDS {
+        let (test, train): (Vec<&soon::Row>, Vec<&soon::Row>) = rows.iter().partition(|row| fold_of(&folds, &row.project) == fold);
+        let model = soon::Soon::fit(&train);
+        for row in test {
+            let [columns, ..] = row.counts.structure;
+            let [changes, _, _, since, _] = row.counts.history;
+            answers.entry("model").or_default().push((row, model.predict(&row.counts, false)));
+            answers.entry("model with history").or_default().push((row, model.predict(&row.counts, true)));
+            answers.entry("widest table").or_default().push((row, columns));
+            answers.entry("most changed").or_default().push((row, changes));
+            answers.entry("changed last").or_default().push((row, -since));
+        }
+    }
+    for (name, rows) in answers {
+        let mut score = OrderScore { auc: order_auc(&rows), ..OrderScore::default() };
+        if name.starts_with("model") {
+            let mut bins = Reliability::default();
+            rows.iter().for_each(|(row, said)| bins.add(*said, row.changed, 1.0));
+            let brier = rows.iter().map(|(row, said)| (said - f64::from(u8::from(row.changed))).powi(2)).sum::<f64>();
+            (score.ece, score.brier) = (Some(bins.error()), Some(brier / rows.len().max(1) as f64));
+            score.reliability = bins.table();
+        }
+        report.t4.insert(name.into(), score);
+    }
+}
+
 /// Evaluates on a folder of CSV files (all projects in it).
 ///
 /// # Errors
@@ -232,6 +295,7 @@ pub fn evaluate(folder: &Path) -> Result<Report, SchemaError> {
     let features = tables::features(&pairs);
     let baselines: [Baseline; 2] = [("name similarity", name_similarity), ("same column names", same_columns)];
     t2_report("tables", &pairs, &features.iter().map(Vec::as_slice).collect::<Vec<_>>(), tables::SHAPE, &baselines, &mut report);
+    t4_report(&soon::rows(&folder.join("t4_table_drift.csv"))?, &mut report);
     let path = folder.join("t5_fk_target.csv");
     let references = super::cli::reference_rows(&path, &folder.join("table_lifetimes.csv"))?;
     for with_last in [false, true] {

@@ -51,12 +51,12 @@ const STEPS: i32 = 300;
 const RIDGE: f64 = 3.0;
 
 impl Logistic {
-    fn score(&self, features: &[f64]) -> f64 {
+    pub(super) fn score(&self, features: &[f64]) -> f64 {
         self.bias + self.weights.iter().zip(features).map(|(weight, value)| weight * value).sum::<f64>()
     }
 
     /// Fits by Adam on standardised features.
-    fn fit(rows: &[(Vec<f64>, bool, f64)]) -> Self {
+    pub(super) fn fit(rows: &[(Vec<f64>, bool, f64)]) -> Self {
         let width = rows.first().map_or(0, |(features, _, _)| features.len());
         let total = rows.iter().map(|(_, _, weight)| weight).sum::<f64>().max(1e-9);
         let mut mean = vec![0.0; width];

@@ -1,5 +1,5 @@
 //! What rules cannot know, learnt from the histories of real schemas: the value that existing rows get in a new column (T1), which removed
-//! and added columns and tables are the same (T2), which table a column refers to (T5). Own code, plain numbers, no run-time dependency.
+//! and added columns and tables are the same (T2), which tables will change soon (T4, to order warnings), which table a column refers to (T5). Own code, plain numbers, no run-time dependency.
 //!
 //! Deliberately absent: type-change verdicts and same-lineage renames (PostgreSQL answers these exactly: `rules`, `diff`), anything keyed
 //! by project. The shipped model is trained on permissively licensed projects only.
@@ -15,6 +15,7 @@ pub mod live;
 pub mod matching;
 pub mod reference;
 pub mod similarity;
+pub mod soon;
 pub mod t1;
 pub mod tables;
 
@@ -26,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use std::{collections::BTreeSet, path::Path, sync::OnceLock};
 
 /// Version of the file's layout.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// All that was learnt.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
@@ -43,6 +44,8 @@ pub struct Model {
     pub t2_columns_positions: learn::Matcher,
     /// T2 tables.
     pub t2_tables: learn::Matcher,
+    /// T4.
+    pub soon: soon::Soon,
 }
 
 /// Trains on a folder of CSV files, on the permissively licensed projects only.
@@ -75,6 +78,10 @@ pub fn train(folder: &Path) -> Result<Model, SchemaError> {
         t2_columns: fit(&columns, &plain, columns::SHAPE),
         t2_columns_positions: fit(&columns, &all, columns::SHAPE_WITH_POSITION),
         t2_tables: fit(&tables, &of_tables, tables::SHAPE),
+        soon: {
+            let rows = soon::rows(&folder.join("t4_table_drift.csv"))?;
+            soon::Soon::fit(&rows.iter().filter(|row| permitted.contains(&row.project)).collect::<Vec<_>>())
+        },
     })
 }
 

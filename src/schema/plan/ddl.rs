@@ -1,6 +1,7 @@
 //! The DDL that we write ourselves, from catalog facts. Every identifier is quoted; expressions and definitions are the server's own deparsed text.
 
 use crate::schema::{
+    access::Access,
     catalog::{Column, Sequence, Table, UserType},
     quote,
 };
@@ -70,7 +71,7 @@ pub fn create_table(table: &Table) -> Vec<String> {
     if table.replica_identity == "f" {
         statements.push(format!("ALTER TABLE {name} REPLICA IDENTITY FULL"));
     }
-    statements.extend(access(table));
+    statements.extend(Access::table(table).of_new());
     statements
 }
 
@@ -97,12 +98,12 @@ pub fn create_view(view: &Table, replace: bool) -> Vec<String> {
             statements.insert(0, format!("DROP MATERIALIZED VIEW {}", view.qualified()));
         }
         statements.extend(view.indexes.iter().filter(|index| index.valid).map(|index| create_index(&index.def, false, false)));
-        statements.extend(access(view));
+        statements.extend(Access::table(view).of_new());
         return statements;
     }
     let mut statements = vec![format!("CREATE OR REPLACE VIEW {}{options} AS {definition}", view.qualified())];
     if !replace {
-        statements.extend(access(view));
+        statements.extend(Access::table(view).of_new());
     }
     statements
 }
@@ -144,37 +145,6 @@ pub fn own_sequence(sequence: &Sequence) -> Vec<String> {
         statements.push(format!("DO {}", quote::literal(&body)));
     }
     statements.push(format!("ALTER SEQUENCE {name} OWNED BY {}", sequence.owned_by.as_deref().unwrap_or("NONE")));
-    statements
-}
-
-/// Owner and privileges of a new relation, as far as the other server has the roles and lets us: a reader that may read on the owner may
-/// read on the shadow.
-pub fn access(table: &Table) -> Vec<String> {
-    let name = table.qualified();
-    let guarded = |role: &str, statement: String| {
-        let body = format!(
-            "BEGIN IF EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = {}) THEN {statement}; END IF; END",
-            quote::literal(role)
-        );
-        format!("DO {}", quote::literal(&body))
-    };
-    let mut statements = Vec::new();
-    for grant in &table.grants {
-        let option = if grant.grantable { " WITH GRANT OPTION" } else { "" };
-        match &grant.to {
-            None => statements.push(format!("GRANT {} ON {name} TO PUBLIC{option}", grant.privilege)),
-            Some(role) => statements.push(guarded(role, format!("GRANT {} ON {name} TO {}{option}", grant.privilege, quote::ident(role)))),
-        }
-    }
-    if !table.owner.is_empty() {
-        let body = format!(
-            "BEGIN IF EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = {} AND rolname <> current_user AND pg_has_role(oid, 'MEMBER')) \
-             THEN ALTER TABLE {name} OWNER TO {}; END IF; END",
-            quote::literal(&table.owner),
-            quote::ident(&table.owner)
-        );
-        statements.push(format!("DO {}", quote::literal(&body)));
-    }
     statements
 }
 
