@@ -102,12 +102,9 @@ impl Controller {
                 rows.push(vec![key("sample_reads"), json!(shadow.route.sample_reads.get())]);
                 rows.push(vec![key("sample_per_query"), json!(config.sample_per_query)]);
                 rows.push(vec![key("serve_reads"), json!(shadow.route.serve_reads.get())]);
-<<<<<<< HEAD
                 rows.push(vec![key("consistency"), json!(config.consistency.to_string())]);
                 rows.push(vec![key("hedge_after"), json!(config.hedge_after.as_secs_f64())]);
-=======
                 rows.extend(config.ignore.iter().map(|rule| vec![key(&format!("ignore.{}", rule.name)), json!(rule)]));
->>>>>>> traffic
                 rows.push(vec![key("revert"), json!(config.revert)]);
                 rows.push(vec![key("shift"), json!(config.shift)]);
                 rows.push(vec![key("adapt"), json!(config.adapt)]);

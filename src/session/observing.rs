@@ -121,19 +121,9 @@ impl Relay {
         if !(begins || reads) || cycle.opaque || !executed.class.single {
             return;
         }
-<<<<<<< HEAD
-        let draw = &mut self.sample_draw;
-        self.drawn.clear();
-        for shadow in route.shadows.iter().filter(|shadow| shadow.in_step.load(Ordering::Relaxed)) {
-            let times = shadow.sample_reads.draw(|| draw.draw());
-            if times > 0 && may_copy(shadow, self.info.id) {
-                self.drawn.push((shadow.clone(), times));
-            }
-=======
         let fingerprint = executed.class.fingerprint;
         if !self.database.knows_facts() || !self.conversation.pins.is_empty() || !self.conversation.is_alone() {
             return;
->>>>>>> traffic
         }
         self.draw_shadows(fingerprint, begins);
         if self.drawn.is_empty() {
@@ -149,7 +139,7 @@ impl Relay {
 
     fn draw_shadows(&mut self, fingerprint: u64, whole_transaction: bool) {
         let route = self.database.route.load();
-        let (draw, session) = (&mut self.draw, self.info.id);
+        let (draw, session) = (&mut self.sample_draw, self.info.id);
         self.drawn.clear();
         let mut now_ms = None;
         for shadow in route.shadows.iter().filter(|shadow| shadow.in_step.load(Ordering::Relaxed)) {
@@ -161,7 +151,7 @@ impl Relay {
                 shadow.observations.compare_reasons.count(NOISE);
                 continue;
             }
-            let mut times = shadow.sample_reads.draw(|| draw.u64(0..10_000));
+            let mut times = shadow.sample_reads.draw(|| draw.draw());
             if times == 0 && !whole_transaction && shadow.quota.is_unseen(fingerprint, now_ms) {
                 times = 1;
             }

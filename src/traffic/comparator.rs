@@ -137,18 +137,7 @@ impl Worker {
         for number in 0..read.times {
             let (outcome, latency) = self.first_look(&asked).await;
             if let Some(latency) = latency {
-<<<<<<< HEAD
-                let failed = matches!(outcome, Verdict::FailedOnShadow(_));
-                observations.shadow_outcome(latency, failed, Instant::now());
-                observations.owner_outcome(read.owner_latency, Instant::now());
-                observations.owner_latency.record(read.owner_latency);
-                observations.shadow_latency.record(latency);
-                if !failed {
-                    observations.profile.record_pair(read.class.fingerprint, &read.class.text, read.owner_latency, latency);
-                }
-=======
                 self.measured(&read.class, read.owner_latency, latency, matches!(outcome, Verdict::FailedOnShadow(_)));
->>>>>>> traffic
             }
             if number == 0 {
                 verdict = outcome;
@@ -157,17 +146,6 @@ impl Worker {
         if let Verdict::Different(found) = verdict {
             verdict = self.confirm(&asked, found).await;
         }
-<<<<<<< HEAD
-        let (profile, fingerprint) = (&observations.profile, read.class.fingerprint);
-        match &verdict {
-            Verdict::Same | Verdict::Different(_) => {
-                profile.record_verdict(fingerprint, &read.class.text, matches!(verdict, Verdict::Same));
-            }
-            Verdict::FailedOnShadow(_) => profile.record_failure(fingerprint, &read.class.text),
-            Verdict::Undecided(_) => {}
-        }
-        let example = |what: &str| format!("{} (fingerprint {:016x}): {what}", read.class.text, read.class.fingerprint);
-=======
         self.decide(&read.class, verdict);
     }
 
@@ -178,17 +156,24 @@ impl Worker {
         observations.owner_outcome(owner, now);
         observations.owner_latency.record(owner);
         observations.shadow_latency.record(shadow);
-        observations.profile.record_pair(class.fingerprint, &class.text, owner, shadow);
+        if !failed {
+            observations.profile.record_pair(class.fingerprint, &class.text, owner, shadow);
+        }
     }
 
     fn decide(&self, class: &Class, verdict: Verdict) {
         let observations = &self.shadow.observations;
+        match &verdict {
+            Verdict::Same | Verdict::Excused(_) => observations.profile.record_verdict(class.fingerprint, &class.text, true),
+            Verdict::Confirmed(..) => observations.profile.record_verdict(class.fingerprint, &class.text, false),
+            Verdict::FailedOnShadow(_) => observations.profile.record_failure(class.fingerprint, &class.text),
+            Verdict::Undecided(_) | Verdict::Different(_) => {}
+        }
         let example = |what: &str| format!("{} (fingerprint {:016x}): {what}", class.text, class.fingerprint);
         let undecided = |reason: &str| {
             observations.undecided.increment();
             observations.compare_reasons.count(reason);
         };
->>>>>>> traffic
         match verdict {
             Verdict::Same => {
                 observations.same.increment();
