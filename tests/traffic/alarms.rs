@@ -20,7 +20,7 @@ pub const SCHEMA: &str = "
     CREATE VIEW top AS SELECT id, v FROM item ORDER BY v DESC LIMIT 5;
 ";
 
-/// How long the busy source is kept busy; `make soak-compare` raises it.
+/// How long the busy source is kept busy; `make test-comparison SECONDS_BUSY=600` raises it.
 fn busy_time() -> Duration {
     let seconds = std::env::var("UNDERSTUDY_SECONDS").ok().and_then(|text| text.parse().ok());
     Duration::from_secs(seconds.unwrap_or(3))
