@@ -163,11 +163,12 @@ impl Worker {
 
     fn decide(&self, class: &Class, verdict: Verdict) {
         let observations = &self.shadow.observations;
+        let profile = &observations.profile;
         match &verdict {
-            Verdict::Same | Verdict::Excused(_) => observations.profile.record_verdict(class.fingerprint, &class.text, true),
-            Verdict::Confirmed(..) => observations.profile.record_verdict(class.fingerprint, &class.text, false),
-            Verdict::FailedOnShadow(_) => observations.profile.record_failure(class.fingerprint, &class.text),
-            Verdict::Undecided(_) | Verdict::Different(_) => {}
+            Verdict::Same | Verdict::Excused(_) => profile.record_verdict(class.fingerprint, &class.text, true),
+            Verdict::Confirmed(..) => profile.record_verdict(class.fingerprint, &class.text, false),
+            Verdict::FailedOnShadow(_) => profile.record_failure(class.fingerprint, &class.text),
+            Verdict::Different(_) | Verdict::Undecided(_) => {}
         }
         let example = |what: &str| format!("{} (fingerprint {:016x}): {what}", class.text, class.fingerprint);
         let undecided = |reason: &str| {
