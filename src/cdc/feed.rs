@@ -315,7 +315,8 @@ impl Feed {
             )));
         }
         // Asked after the stored statements: the policy records its decision before it forgets them.
-        super::held::approvable(&self.shared().repository.proposal(proposal.id)?)?;
+        let proposal = &self.shared().repository.proposal(proposal.id)?;
+        super::held::approvable(proposal)?;
         let run = format!("run the statements of proposal {}", proposal.id);
         match (sql, given) {
             (Some(sql), Some(approval::Given::Transaction)) => {
