@@ -50,7 +50,7 @@ pub(super) struct Pooling {
     /// Borrowed, and not yet ready.
     unready: Option<Box<Server>>,
     waiting: Option<Waiting>,
-    /// The running cycle, as the client sent it.
+    /// The running cycle, as the client sent it, if a transaction has begun with it; empty behind its end.
     again: BytesMut,
     /// Its error has been kept back; its ReadyForQuery is still to come.
     begins_again: bool,
@@ -301,6 +301,14 @@ impl Relay {
         }
     }
 
+    /// The cycle at the front has been answered: another one's error must not send it again.
+    #[inline]
+    pub(super) fn forget_again(&mut self) {
+        if let Some(pooling) = &mut self.pooling {
+            pooling.again.clear();
+        }
+    }
+
     /// An error of the server, `run` bytes behind the front of its buffer. True: it was kept back, because its cause is that the
     /// connection is not what the client takes it for; the cycle begins again when the server is ready.
     pub(super) fn begins_again(&mut self, run: usize, header: Header) -> bool {
@@ -321,7 +329,7 @@ impl Relay {
             known.clear(); // prepared anew when they are used next
         }
         let Some(pooling) = self.pooling.as_mut().filter(|pooling| may_repeat && !pooling.again.is_empty()) else { return false };
-        if !self.conversation.is_unanswered() {
+        if !self.conversation.is_unanswered() || self.conversation.status() != TransactionStatus::Idle {
             return false;
         }
         pooling.begins_again = true;

@@ -668,6 +668,7 @@ impl Relay {
                 }
                 FromServer::Finished(finished) => {
                     run += header.len;
+                    self.forget_again();
                     if finished.cycle.capture.is_some() || self.remembered.is_some() {
                         self.forward_server(run); // handing copies over is not for the client to wait for
                         run = 0;

@@ -217,11 +217,32 @@ pub async fn stale(stage: &Stage) {
     assert_eq!(codes(&run(&mut one, go("bent")).await), ["0A000"]);
     one.query("ROLLBACK").await;
     assert_eq!(tags(&run(&mut one, go("bent")).await), "2TDCZ");
-    // a later cycle of a pipeline likewise
+    // nor with others behind it in a pipeline
     admin.batch_execute("ALTER TABLE bent ADD d int").await.unwrap();
     one.send(&go("bent").sync().bind("", "bent", &[], &[], &[]).execute("", 0).sync().0).await;
-    one.until_ready(2).await;
+    let seen = one.until_ready(2).await;
+    assert_eq!((tags(&seen).as_str(), codes(&seen)), ("EZEZ", vec!["0A000".to_owned(); 2]));
     assert_eq!(tags(&run(&mut one, go("bent")).await), "2TDCZ");
+    // what stands before it is done once, and its answer is its own
+    admin.batch_execute("CREATE TABLE done (k int); GRANT ALL ON done TO PUBLIC").await.unwrap();
+    run(&mut one, Request::new().parse("done", "INSERT INTO done VALUES (1)", &[]).parse("begin", "BEGIN", &[])).await;
+    let bad = [(true, "bent", "0A000"), (true, "never", "26000"), (false, "never", "26000")];
+    for (number, (pipelined, name, code)) in bad.into_iter().enumerate() {
+        admin.batch_execute(&format!("ALTER TABLE bent ADD more{number} int")).await.unwrap();
+        let seen = if pipelined {
+            one.send(&go("done").sync().0.into_iter().chain(go(name).sync().0).collect::<Vec<u8>>()).await;
+            one.until_ready(2).await
+        } else {
+            let mut seen = run(&mut one, go("done")).await;
+            seen.extend(run(&mut one, go(name)).await);
+            seen
+        };
+        assert_eq!((tags(&seen).as_str(), codes(&seen)), ("2nCZEZ", vec![code.to_owned()]), "{name}");
+        assert_eq!(one.value("SELECT count(*) FROM done").await, (number + 1).to_string(), "{name}");
+    }
+    assert_eq!(tags(&run(&mut one, Request::new().bind("", "begin", &[], &[], &[]).execute("", 0)).await), "2CZ");
+    assert_eq!(codes(&run(&mut one, go("never")).await), ["26000"], "not 25P02: the transaction was sound until then");
+    one.query("ROLLBACK").await;
     // who does not ask for the columns believes in those that it knows: the error is the client's, as from a server
     let mut known = stage.raw().await;
     run(&mut known, Request::new().parse("known", "SELECT * FROM bent ORDER BY a", &[]).describe(b'S', "known")).await;
