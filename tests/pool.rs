@@ -7,6 +7,8 @@ mod conversations;
 mod ends;
 #[path = "pool/follow.rs"]
 mod follow;
+#[path = "pool/halves.rs"]
+mod halves;
 #[path = "proxy/harness.rs"]
 mod harness;
 #[path = "proxy/ownership.rs"]
@@ -85,6 +87,12 @@ async fn pools_follow_cutover_and_rollback() {
     section("a dry run changes nothing", ownership::dry_run(&pair)).await;
     section("pinned sessions move and come back", ownership::live_sessions(&pair)).await;
     section("many clients of few connections move and come back", follow::crowd(&pair)).await;
+}
+
+/// Between the server and understudy something that holds the second half of an answer back.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_sent_behind_what_begins_again() {
+    halves::apart().await;
 }
 
 /// pgbench, 200 clients over five connections.

@@ -86,6 +86,12 @@ impl Pooling {
     pub fn is_refusing(&self) -> bool {
         self.refusing
     }
+
+    /// The cycle that is being answered is to be sent again: until its ReadyForQuery nothing may stand behind it.
+    #[inline]
+    pub fn is_beginning_again(&self) -> bool {
+        self.begins_again
+    }
 }
 
 impl Relay {

@@ -431,6 +431,9 @@ impl Relay {
         if self.pooling.as_ref().is_some_and(|pooling| pooling.is_refusing()) && !self.refuse_cycle()? {
             return Ok(Next::Io);
         }
+        if self.pooling.as_ref().is_some_and(|pooling| pooling.is_beginning_again()) {
+            return Ok(Next::Io);
+        }
         let mut run = 0; // contiguous bytes at the front of `from_client` that are forwarded as they are
         let next = loop {
             let rest = self.from_client.get(run..).unwrap_or_default();
