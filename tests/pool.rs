@@ -44,6 +44,7 @@ async fn what_a_client_has_follows_it() {
     section("LISTEN hears while idle", states::listen(&stage)).await;
     section("a ParameterStatus tells of a hidden SET", states::hidden(&stage)).await;
     section("named statements are prepared where they are missing", statements::named(&stage)).await;
+    section("a statement's constants are its own", statements::constants(&stage)).await;
     section("errors of statements are the server's own", statements::errors(&stage)).await;
     section("DEALLOCATE, DISCARD ALL and SQL PREPARE", statements::sql(&stage)).await;
     section("the unnamed statement outlives its transaction", statements::unnamed(&stage)).await;

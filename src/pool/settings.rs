@@ -17,6 +17,16 @@ pub struct Settings(Vec<(String, String)>);
 /// Settings that are not changed through `set_config`.
 const ROLE: &str = "role";
 const SESSION_AUTHORIZATION: &str = "session_authorization";
+/// Those that no statement's meaning depends on.
+const WITHOUT_MEANING: [&str; 7] = [
+    "application_name",
+    "client_min_messages",
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+    "lock_timeout",
+    "statement_timeout",
+    "transaction_timeout",
+];
 /// Settings remembered per session: more than PostgreSQL 18 has.
 const SETTINGS_MAX: usize = 500;
 
@@ -79,10 +89,11 @@ impl Settings {
         self.0.is_empty()
     }
 
-    /// Stands for what decides the meaning of names in a statement.
+    /// Stands for what decides the meaning of a statement when it is prepared: of its names, and of literals, which become
+    /// constants then (`TimeZone`, `DateStyle`, any setting that an input function reads).
     pub fn salt(&self) -> u64 {
         static KEY: OnceLock<RandomState> = OnceLock::new();
-        let decides = (self.get("search_path"), self.get(ROLE), self.get(SESSION_AUTHORIZATION));
+        let decides: Vec<_> = self.0.iter().filter(|(name, _)| !WITHOUT_MEANING.contains(&name.as_str())).collect();
         KEY.get_or_init(RandomState::new).hash_one(decides)
     }
 
@@ -227,6 +238,15 @@ mod tests {
         assert_eq!(one.text_to(&role), "RESET ROLE; RESET SESSION AUTHORIZATION; SET ROLE  E'o''x'; ");
         assert!(role.text_to(&one).starts_with("RESET ROLE"));
         assert_eq!(role.text_to(&role), "");
+    }
+
+    #[test]
+    fn a_salt_stands_for_what_statements_mean() {
+        let salt = |pairs: &[(&str, &str)]| settings(pairs).salt();
+        assert_eq!(salt(&[]), salt(&[("application_name", "x"), ("statement_timeout", "1s")]));
+        for name in ["timezone", "datestyle", "search_path", "role", "app.locale"] {
+            assert_ne!(salt(&[]), salt(&[(name, "x")]), "{name}");
+        }
     }
 
     #[test]

@@ -69,6 +69,29 @@ pub async fn named(stage: &Stage) {
     }
 }
 
+/// Literals become constants when a statement is prepared: under whose settings must not depend on who came first.
+pub async fn constants(stage: &Stage) {
+    let text = "SELECT timestamptz '2024-01-01 00:00' = timestamptz '2024-01-01 00:00+00'";
+    let zone = |zone: &'static [u8]| [(&b"TimeZone"[..], zone)];
+    let (mut utc, mut york) = (stage.raw_with(&zone(b"UTC")).await, stage.raw_with(&zone(b"America/New_York")).await);
+    let go = || Request::new().bind("", "s", &[], &[], &[]).execute("", 0);
+    run(&mut utc, Request::new().parse("s", text, &[])).await;
+    assert_eq!(value(&run(&mut utc, go()).await), "t");
+    run(&mut york, Request::new().parse("s", text, &[])).await;
+    for (raw, expected) in [(&mut utc, "t"), (&mut york, "f")] {
+        assert_eq!(value(&run(raw, go()).await), expected);
+    }
+    // who changes its settings behind the Parse does not prepare for others under them
+    let (mut mover, mut other) = (stage.raw_with(&zone(b"UTC")).await, stage.raw_with(&zone(b"UTC")).await);
+    for raw in [&mut mover, &mut other] {
+        run(raw, Request::new().parse("s", text, &[])).await;
+    }
+    mover.query("SET TimeZone = 'Asia/Tokyo'").await;
+    york.query("DEALLOCATE ALL").await; // whoever comes next prepares anew
+    run(&mut mover, go()).await;
+    assert_eq!(value(&run(&mut other, go()).await), "t");
+}
+
 pub async fn errors(stage: &Stage) {
     let (mut pooled, mut direct) = (stage.raw().await, direct(stage).await);
     let requests = [

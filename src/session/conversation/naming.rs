@@ -122,9 +122,19 @@ impl Conversation {
             return None;
         }
         let (statement, _) = self.lookup(name)?;
-        let key = statement.key?;
+        let mut key = statement.key?;
         let mut bytes = BytesMut::new();
-        if !self.known.as_mut()?.touch(key) {
+        let mut there = self.known.as_mut()?.touch(key);
+        let now = if there { key } else { StatementKey::of(&statement.parse.query, &statement.parse.types, self.salt_now()) };
+        if now != key {
+            // prepared under the settings of now it would mean something else to others who share its old name
+            key = now;
+            if let Some(stored) = self.statements.get_mut(name).filter(|stored| stored.parse == statement.parse) {
+                stored.key = Some(key);
+            }
+            there = self.known.as_mut()?.touch(key);
+        }
+        if !there {
             self.put_closes(&mut bytes, key);
             statement.parse.put_as(&mut bytes, &key.name());
             let cycle = self.open();
