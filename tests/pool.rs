@@ -60,6 +60,7 @@ async fn a_pool_is_shared_in_order_and_left_clean() {
     section("who waits too long is told why", queue::timeout(&stage)).await;
     section("a cancel hits its own statement only", queue::cancels(&stage)).await;
     section("who leaves inside a transaction leaves nothing", ends::leaves(&stage)).await;
+    section("what a listener has not heard dies with it", ends::notifications(&stage)).await;
     section("a message that is none is answered to its sender", ends::unknown_messages(&stage)).await;
     section("terminated connections are replaced", ends::terminated(&stage)).await;
     section("PAUSE, RESUME, RECONNECT, RELOAD", ends::operators(&stage)).await;

@@ -61,6 +61,19 @@ pub async fn leaves(stage: &Stage) {
     assert_eq!(next.value("SELECT v FROM item WHERE id = 7").await, "77");
 }
 
+/// What a listener that has gone was still to hear is nobody's.
+pub async fn notifications(stage: &Stage) {
+    let admin = stage.direct().await;
+    let mut listener = stage.raw().await;
+    listener.query("LISTEN news").await;
+    listener.query("BEGIN").await; // until its end the server keeps what it hears
+    admin.batch_execute("NOTIFY news, 'late'").await.unwrap();
+    drop(listener);
+    let mut next = stage.raw().await;
+    assert_eq!(tags(&next.query("SET statement_timeout = 0").await), "CZ"); // understudy asks something behind it
+    assert_eq!(tags(&next.query("SELECT 1").await), "TDCZ");
+}
+
 /// A message that is none: the answer is its sender's, and nobody else hears of it.
 pub async fn unknown_messages(stage: &Stage) {
     for (tag, batch, number) in [(b'z', false, "122"), (b'p', false, "112"), (b'z', true, "122")] {
