@@ -39,6 +39,7 @@ async fn what_a_client_has_follows_it() {
     let stage = Stage::start("follows", 15, "size = 2", "").await;
     section("a connection is lent for a transaction", states::lent(&stage)).await;
     section("settings follow, and stay away from others", states::settings(&stage)).await;
+    section("settings of what SQL EXECUTE runs follow, too", states::executed(&stage)).await;
     section("settings of the start-up hold, and come back after RESET and DISCARD ALL", states::start_up(&stage)).await;
     section("what pins is said, and released", states::pins(&stage)).await;
     section("LISTEN hears while idle", states::listen(&stage)).await;

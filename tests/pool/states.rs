@@ -90,6 +90,17 @@ pub async fn settings(stage: &Stage) {
     }
 }
 
+/// A statement prepared by SQL is run by a text that says nothing of what it does.
+pub async fn executed(stage: &Stage) {
+    let (mut raw, mut other) = (stage.raw().await, stage.raw().await);
+    raw.query("PREPARE p AS SELECT set_config('work_mem', '3MB', false)").await;
+    raw.query("EXECUTE p").await;
+    raw.query("DEALLOCATE p").await;
+    let own = raw.value("SELECT pg_backend_pid()").await;
+    assert_eq!((raw.value("SHOW work_mem").await, other.value("SHOW work_mem").await), ("3MB".into(), "4MB".into()));
+    assert_eq!(other.value("SELECT pg_backend_pid()").await, own, "else the test shows nothing");
+}
+
 pub async fn start_up(stage: &Stage) {
     let options: &[(&[u8], &[u8])] = &[
         (b"options", b"-c work_mem=3MB --lock-timeout=5s -c app.x=a\\ b"),
