@@ -124,6 +124,16 @@ pub async fn start_up(stage: &Stage) {
         plain.query("SELECT 1").await;
         raw.query("DISCARD ALL").await;
     }
+    // a name that is not ASCII needs UTF-8 on its way, and only there
+    let latin: (&[u8], &[u8]) = (b"client_encoding", b"LATIN1");
+    let mut first = stage.raw_with(&[latin]).await;
+    let mut named = stage.raw_with(&[latin, (b"application_name", "B\u{fc}ro".as_bytes())]).await;
+    for raw in [&mut first, &mut named] {
+        assert_eq!(raw.value("SHOW client_encoding").await, "LATIN1");
+    }
+    let answer = named.query("SELECT chr(252)").await;
+    let row = answer.iter().find(|message| message.tag == b'D').unwrap();
+    assert_eq!(understudy::wire::backend::data_row(&row.body).unwrap()[0], Some(&b"\xfc"[..]));
     // refused as a server refuses: at the start, with its code
     for (name, value, code) in [("client_encoding", "nonsense", "22023"), ("no_such_setting", "1", "42704"), ("options", "-d 5", "0A000")] {
         let packet = crate::raw::startup(196_608, &[(b"user", b"app"), (b"database", b"shop"), (name.as_bytes(), value.as_bytes())]);
