@@ -48,6 +48,7 @@ async fn what_a_client_has_follows_it() {
     section("a statement's constants are its own", statements::constants(&stage)).await;
     section("errors of statements are the server's own", statements::errors(&stage)).await;
     section("DEALLOCATE, DISCARD ALL and SQL PREPARE", statements::sql(&stage)).await;
+    section("what a failed cycle did not prepare is prepared behind it", statements::skipped(&stage)).await;
     section("the unnamed statement outlives its transaction", statements::unnamed(&stage)).await;
     section("a stale plan is prepared again", statements::stale(&stage)).await;
     section("large and many statements", statements::large(&stage)).await;

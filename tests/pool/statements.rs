@@ -197,6 +197,21 @@ pub async fn sql(stage: &Stage) {
     assert_eq!(value(&run(&mut victim, there("v")).await), "there", "prepared again, and no error seen");
 }
 
+/// What understudy prepares in a cycle that fails is not there for the one behind it.
+pub async fn skipped(stage: &Stage) {
+    let (mut one, mut other) = (stage.raw().await, stage.raw().await);
+    let fails = || Request::new().bind("", "twice", &[], &[], &[]).execute("", 0);
+    let prepared = Request::new().parse("twice", "INSERT INTO item VALUES (1, 1)", &[]).parse("there", "SELECT 'there'", &[]);
+    run(&mut one, prepared.parse("same", "SELECT 'there'", &[])).await;
+    for first in [fails().bind("", "there", &[], &[], &[]), fails().parse("third", "SELECT 'there'", &[])] {
+        other.query("DEALLOCATE ALL").await; // on the connection nothing is prepared
+        one.send(&first.execute("", 0).sync().bind("", "same", &[], &[], &[]).execute("", 0).sync().0).await;
+        let seen = one.until_ready(2).await;
+        assert_eq!((tags(&seen).as_str(), codes(&seen)), ("2EZ2DCZ", vec!["23505".to_owned()]));
+        assert_eq!(value(&seen), "there");
+    }
+}
+
 pub async fn unnamed(stage: &Stage) {
     let (mut one, mut two) = (stage.raw().await, stage.raw().await);
     let go = || Request::new().bind("", "", &[], &[], &[]).execute("", 0);
