@@ -295,9 +295,9 @@ impl Conversation {
     }
 
     /// Every message of the client that has been taken is answered. Not so, and nothing is owed: the server may be at work, or keep
-    /// its answers until a Flush or Sync.
+    /// its answers until a Flush or Sync. What it skips behind an error is answered by that.
     pub fn is_answered(&self) -> bool {
-        self.cycles.iter().all(|cycle| cycle.unanswered == 0)
+        self.cycles.iter().all(|cycle| cycle.unanswered == 0 || cycle.skipping)
     }
 
     /// A COPY waits for the client's data.
