@@ -178,7 +178,8 @@ fn switches(options: &str) -> Result<Vec<(String, String)>, String> {
     Ok(found)
 }
 
-/// The one setting that a statement of the form `SET [SESSION] name {TO | =} …` names. `None`: it may be any.
+/// The one setting that a statement of the form `SET [SESSION] name {TO | =} …` names. `None`: it may be any, or it is set
+/// back, and then what the client said at its start-up counts.
 pub fn one_setting(text: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(text).ok()?;
     let text = text.trim_start();
@@ -190,6 +191,9 @@ pub fn one_setting(text: &[u8]) -> Option<String> {
     let mut name = next()?;
     if name == "session" {
         name = next()?;
+    }
+    if words.any(|word| ["default", "local"].iter().any(|back| word.to_ascii_lowercase().contains(back))) {
+        return None;
     }
     let plain = |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.'));
     match name.as_str() {
@@ -266,6 +270,10 @@ mod tests {
             ("SET \"Weird\" = 1", None),
             ("SELECT set_config('a', 'b', false)", None),
             ("RESET ALL", None),
+            ("SET work_mem TO DEFAULT", None),
+            ("set timezone=default;", None),
+            ("SET TIME ZONE LOCAL", None),
+            ("SET default_transaction_read_only = on", Some("default_transaction_read_only")),
         ] {
             assert_eq!(one_setting(text.as_bytes()).as_deref(), name, "{text}");
         }

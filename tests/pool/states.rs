@@ -120,9 +120,12 @@ pub async fn start_up(stage: &Stage) {
         }
         assert_eq!(plain.value("SHOW work_mem").await, "4MB");
         assert_eq!(plain.value("SELECT coalesce(current_setting('app.x', true), '')").await, "");
-        raw.query("SET work_mem = '1MB'").await;
-        plain.query("SELECT 1").await;
-        raw.query("DISCARD ALL").await;
+        for back in ["DISCARD ALL", "SET work_mem TO DEFAULT", "RESET work_mem"] {
+            raw.query("SET work_mem = '1MB'").await;
+            plain.query("SELECT 1").await;
+            raw.query(back).await;
+            assert_eq!(raw.value("SHOW work_mem").await, "3MB", "{back}");
+        }
     }
     // a name that is not ASCII needs UTF-8 on its way, and only there
     let latin: (&[u8], &[u8]) = (b"client_encoding", b"LATIN1");
