@@ -2,11 +2,10 @@
 //! their [`Pulse`](crate::traffic::pulse::Pulse): no session has a timer, and none is touched per query.
 
 use super::{
-    front_door::{CancelTarget, FrontDoor},
+    front_door::FrontDoor,
     relay::Relay,
 };
 use crate::{
-    backend,
     net::TcpConfig,
     traffic::{database::monotonic_ms, pulse::Activity},
     wire::{MESSAGE_BYTES_MAX, backend::TransactionStatus},
@@ -195,11 +194,10 @@ impl Relay {
             Some(Activity::InTransaction | Activity::Halfway) => &IDLE_IN_TRANSACTION,
             Some(Activity::Busy) => {
                 // a server that works does not look whether its client is still there
-                let target = self.cancel.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
-                if let CancelTarget::Server(server) = target {
-                    tokio::spawn(async move {
-                        let _ = backend::cancel(&server.target.url, server.pid, &server.key).await;
-                    });
+                let works = self.conversation.owes_answers() || !self.conversation.is_answered();
+                if let Some(announced) = works.then(|| self.door.announce_cancel(&self.cancel)).flatten() {
+                    let door = self.door.clone();
+                    tokio::spawn(async move { door.send_cancel(announced).await });
                 }
                 &QUERY
             }
