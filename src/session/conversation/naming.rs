@@ -191,7 +191,7 @@ impl Conversation {
         cycle.unanswered += 2;
         cycle.pending.push_back(Pending::InjectedClose);
         cycle.pending.push_back(Pending::Injected { name: name.clone(), key: None });
-        if let Some(known) = &mut self.known {
+        if let Some(known) = self.known.as_mut().filter(|known| !known.leftovers.contains(name)) {
             known.leftovers.push(name.clone());
         }
     }
