@@ -562,7 +562,10 @@ impl Relay {
             return;
         }
         self.aim_cancel(CancelTarget::Nobody);
-        let Some(server) = self.server.take() else { return };
+        let Some(mut server) = self.server.take() else { return };
+        if let (Some(pooled), Some(known)) = (&mut server.pooled, self.conversation.known.take()) {
+            pooled.known = known; // what it may hold at most is in there
+        }
         let Some(pool) = server.pooled.as_ref().and_then(|pooled| pooled.pool()) else {
             if !self.server_gone {
                 server.terminate().await;
