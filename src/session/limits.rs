@@ -1,10 +1,7 @@
 //! What clients must keep to. Sizes are looked at where a message begins; times by one task for all sessions, which looks at
 //! their [`Pulse`](crate::traffic::pulse::Pulse): no session has a timer, and none is touched per query.
 
-use super::{
-    front_door::FrontDoor,
-    relay::Relay,
-};
+use super::{front_door::FrontDoor, relay::Relay};
 use crate::{
     net::TcpConfig,
     traffic::{database::monotonic_ms, pulse::Activity},

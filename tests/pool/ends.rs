@@ -33,7 +33,8 @@ pub async fn leaves(stage: &Stage) {
             }
             "in a statement" => {
                 raw.send(&Request::new().query("SELECT pg_sleep(1000)").0).await;
-                wait_until("it runs", PATIENCE, || async { ask(&admin, active).await != "0" }).await;
+                let runs = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND state = 'active' AND wait_event = 'PgSleep'";
+                wait_until("it runs", PATIENCE, || async { ask(&admin, runs).await != "0" }).await;
                 // gone for good: the answer could not be delivered
                 socket2::SockRef::from(&raw.stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
             }

@@ -6,7 +6,7 @@ use crate::{
     stage::Stage,
 };
 use std::sync::{
-    Arc,
+    Arc, Mutex,
     atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 use tokio::{
@@ -23,8 +23,8 @@ const READY: &[u8] = b"Z\0\0\0\x05";
 struct Halves {
     /// Else nothing is held back.
     on: AtomicBool,
-    /// Bytes that clients' side has sent.
-    requests: AtomicUsize,
+    /// Bytes that understudy has sent on the connection that is held.
+    requests: Mutex<Arc<AtomicUsize>>,
     held: AtomicUsize,
     go_on: Notify,
 }
@@ -32,10 +32,11 @@ struct Halves {
 impl Halves {
     async fn pass(self: Arc<Self>, mut from: TcpStream, mut to: TcpStream) {
         let ((mut client, mut client_out), (mut server, mut server_out)) = (from.split(), to.split());
+        let requests = Arc::new(AtomicUsize::new(0));
         let there = async {
             let mut bytes = [0; 4096];
             while let Ok(read @ 1..) = client.read(&mut bytes).await {
-                self.requests.fetch_add(read, Ordering::SeqCst);
+                requests.fetch_add(read, Ordering::SeqCst);
                 if server_out.write_all(&bytes[..read]).await.is_err() {
                     break;
                 }
@@ -52,6 +53,7 @@ impl Halves {
                         break;
                     }
                     rest = &rest[end..];
+                    *self.requests.lock().unwrap() = requests.clone();
                     self.held.fetch_add(1, Ordering::SeqCst);
                     self.go_on.notified().await;
                 }
@@ -98,12 +100,13 @@ pub async fn apart() {
     halves.on.store(true, Ordering::SeqCst);
     raw.send(&go("bent").0).await;
     wait_until("the error has come, its ReadyForQuery not", PATIENCE, || async { halves.held.load(Ordering::SeqCst) == 1 }).await;
-    let before = halves.requests.load(Ordering::SeqCst);
+    let requests = halves.requests.lock().unwrap().clone();
+    let before = requests.load(Ordering::SeqCst);
     raw.send(&go("other").0).await;
     // it would reach the server within milliseconds; a slow machine hides the mistake and fails nobody
     for _ in 0..20 {
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        assert_eq!(halves.requests.load(Ordering::SeqCst), before, "nothing is sent behind what begins again");
+        assert_eq!(requests.load(Ordering::SeqCst), before, "nothing is sent behind what begins again");
     }
     halves.on.store(false, Ordering::SeqCst);
     halves.go_on.notify_one();

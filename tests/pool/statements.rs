@@ -237,7 +237,8 @@ pub async fn stale(stage: &Stage) {
     let admin = stage.direct().await;
     let go = |name: &str| Request::new().bind("", name, &[], &[], &[]).describe(b'P', "").execute("", 0);
     admin.batch_execute("CREATE TABLE bent (a int); INSERT INTO bent VALUES (1); GRANT ALL ON bent TO PUBLIC").await.unwrap();
-    let (mut one, mut two) = (stage.raw().await, stage.raw().await);
+    let (mut one, mut two, mut holder) = (stage.raw().await, stage.raw().await, stage.raw().await);
+    holder.query("BEGIN").await; // of the other connection: there nothing would be stale
     for raw in [&mut one, &mut two] {
         run(raw, Request::new().parse("bent", "SELECT * FROM bent", &[])).await;
         assert_eq!(tags(&run(raw, go("bent")).await), "2TDCZ");

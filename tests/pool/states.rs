@@ -92,7 +92,8 @@ pub async fn settings(stage: &Stage) {
 
 /// A statement prepared by SQL is run by a text that says nothing of what it does.
 pub async fn executed(stage: &Stage) {
-    let (mut raw, mut other) = (stage.raw().await, stage.raw().await);
+    let (mut raw, mut other, mut holder) = (stage.raw().await, stage.raw().await, stage.raw().await);
+    holder.query("BEGIN").await; // of the other connection
     raw.query("PREPARE p AS SELECT set_config('work_mem', '3MB', false)").await;
     raw.query("EXECUTE p").await;
     raw.query("DEALLOCATE p").await;
