@@ -121,6 +121,7 @@ impl Feed {
         let task = tokio::spawn(async move {
             let work = async {
                 if let Err(error) = mirror::run(&worker, &boundary).await {
+                    boundary.abandon();
                     fail(&worker, &error);
                 }
                 // Nothing is asked of it that a feed with a stream would do.
@@ -131,6 +132,10 @@ impl Feed {
             tokio::select! {
                 () = work => {}
                 _ = stopped.wait_for(|stop| *stop) => {}
+            }
+            if !worker.is_streaming() {
+                // A copy that was not finished: nothing may be run on what there is of it.
+                boundary.abandon();
             }
             worker.set_phase(Phase::Stopped);
         });

@@ -32,8 +32,14 @@ pub trait Boundary: Send + Sync {
     /// Lets running transactions end and new ones wait, has everything behind this recorded, does `take`, and lets clients go on.
     async fn at_rest(&self, take: AtRest<'_>) -> Result<(), CdcError>;
 
-    /// Records from now on: clients have not begun yet.
+    /// Records (on): the shadow is there.
     fn resume(&self);
+
+    /// Records no more, and forgets what was recorded: it belongs to no shadow.
+    fn abandon(&self);
+
+    /// Waits until nothing that was recorded earlier is being run on the shadow.
+    async fn idle(&self) -> Result<(), CdcError>;
 
     /// The shadow is there: what was recorded may be applied.
     fn ready(&self);
@@ -76,11 +82,13 @@ pub(super) async fn run(shared: &Shared, boundary: &Arc<dyn Boundary>) -> Result
                     .into(),
             ));
         }
-        Some(_) => {
-            copy_rows::end_predecessors(&follower).await?;
-            copy::clean(shared, &follower).await?;
-        }
-        None => {}
+        Some(_) | None => {}
+    }
+    boundary.abandon();
+    boundary.idle().await?;
+    if stored.is_some() {
+        copy_rows::end_predecessors(&follower).await?;
+        copy::clean(shared, &follower).await?;
     }
     shared.set_phase(Phase::Copying);
     shared.copy.reset();

@@ -72,7 +72,7 @@ impl Boundary for Mirrored {
     async fn at_rest(&self, take: AtRest<'_>) -> Result<(), CdcError> {
         let work = async {
             take.await.map_err(|error| error.to_string())?;
-            self.resume();
+            self.shadow.route.mirror.record_anew();
             Ok(())
         };
         self.while_at_rest(work).await.map_err(|reason| CdcError::Setup(format!("the copy's snapshot was not taken: {reason}")))
@@ -80,6 +80,17 @@ impl Boundary for Mirrored {
 
     fn resume(&self) {
         self.shadow.route.mirror.record(true);
+    }
+
+    fn abandon(&self) {
+        self.shadow.route.mirror.abandon();
+    }
+
+    async fn idle(&self) -> Result<(), CdcError> {
+        if self.shadow.route.mirror.at_rest(APPLY_TIMEOUT).await {
+            return Ok(());
+        }
+        Err(CdcError::Timeout { what: "the end of the mirrored transaction that still runs on the shadow".into(), after: APPLY_TIMEOUT })
     }
 
     fn ready(&self) {
