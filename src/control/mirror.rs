@@ -62,6 +62,14 @@ impl Mirrored {
         if self.managed.paused.load(Ordering::SeqCst) {
             return Err(format!("{name} is paused: RESUME {name} first"));
         }
+        // This gate does not stop them, and what they write is mirrored by their process.
+        if let Some(predecessor) = self.managed.predecessor.get()
+            && let Some(left) = predecessor.sessions().await
+        {
+            return Err(format!(
+                "the process that this one has taken over from still serves {left} sessions: wait for their end, or end that process"
+            ));
+        }
         let gate = &self.managed.database.gate;
         gate.close();
         let _open = Opened(gate);
@@ -81,12 +89,15 @@ impl Mirrored {
 #[async_trait]
 impl Boundary for Mirrored {
     async fn at_rest(&self, take: AtRest<'_>) -> Result<(), CdcError> {
+        // Whether it may be tried again is known of what failed; a person decides when clients shall wait once more.
         let work = async {
-            take.await.map_err(|error| error.to_string())?;
-            self.shadow.route.mirror.record_anew();
-            Ok(())
+            let taken = take.await;
+            if taken.is_ok() {
+                self.shadow.route.mirror.record_anew();
+            }
+            Ok(taken)
         };
-        self.while_at_rest(work).await.map_err(|reason| CdcError::Setup(format!("the copy's snapshot was not taken: {reason}")))
+        self.while_at_rest(work).await.map_err(|reason| CdcError::Setup(format!("the copy's snapshot was not taken: {reason}")))?
     }
 
     fn resume(&self) {

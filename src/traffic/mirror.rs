@@ -128,6 +128,11 @@ impl Mirror {
         self.recording.load(Ordering::Acquire)
     }
 
+    /// What is recorded is run at once: no copy is being made, nothing is being compared.
+    pub fn is_applying(&self) -> bool {
+        self.is_recording() && self.state.borrow().pauses == 0
+    }
+
     /// From the next transaction on, or no more.
     pub fn record(&self, on: bool) {
         self.recording.store(on, Ordering::Release);
