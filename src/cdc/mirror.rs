@@ -178,6 +178,8 @@ async fn copy(ends: &Ends<'_>, boundary: &Arc<dyn Boundary>) -> Result<(), CdcEr
     copy_schema::restore(shared, &dump::fit(&first, versions.1), &dump::fit(&second, versions.1), Lsn::ZERO).await?;
     let plan = copy_plan::make(&keeper, spec, None, *versions, &BTreeSet::new()).await?;
     let left = ends.copy_rows(&plan, &snapshot, 0).await?;
+    // Its snapshot holds vacuum back, and its locks DDL: not for as long as indexes are built.
+    drop(keeper);
     if let Some(((schema, table), why)) = left.first_key_value() {
         let why = match why {
             copy_rows::Left::Changed(reason) | copy_rows::Left::Refused { reason, .. } => reason,
