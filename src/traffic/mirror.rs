@@ -1,5 +1,5 @@
 //! Mirrored writes, applied: for sources where logical decoding cannot be had. Every write transaction that clients end is run on
-//! the shadow as they wrote it, one after another in the order in which they ended, and committed there if it was committed.
+//! the shadow as they wrote it, one after another in the order in which their ends were seen here, and committed there if it was committed.
 //!
 //! What is promised is less than what the change stream promises. The shadow runs statements, not rows: `now()`, `random()` and
 //! sequences under concurrency give it other values; what goes around the proxy never comes; what could not be remembered or failed
