@@ -5,7 +5,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # Enough cases to find what a change breaks, few enough to wait for; raise it for a long run.
 export PROPTEST_CASES ?= 64
 
-.PHONY: help setup setup-demo setup-bench build demo pauses bench-proxy bench-micro bench-feed crash-feed test test-drivers histories format lint unit docs clean
+.PHONY: help setup setup-demo setup-bench build demo pauses bench-proxy bench-micro bench-feed crash-feed test test-drivers test-comparison histories format lint unit docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ lint:
 test-drivers: ## real drivers (Python, Node.js, Java, Rust, psql, pgbench) direct and through the proxy
 	@scripts/setup drivers
 	@cargo test --locked --quiet --test drivers -- --include-ignored --nocapture
+
+test-comparison: setup-demo ## traps, injected differences, a source busy for SECONDS_BUSY=3 (600 for the long run) at 100 % sampling
+	@UNDERSTUDY_SECONDS=$(or $(SECONDS_BUSY),3) cargo test --locked --quiet --test traffic_compare -- --include-ignored --nocapture
 
 histories: ## the migrations of all permissively licensed projects in HISTORIES=<folder with events.csv>, played under load
 	@UNDERSTUDY_HISTORIES="$(HISTORIES)" cargo test --locked --quiet --test schema_histories -- --nocapture

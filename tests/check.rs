@@ -11,7 +11,13 @@ use understudy::{
 };
 
 async fn check(source: &str, shadow: &str) -> Vec<Finding> {
-    let text = format!("[[database]]\nname = \"shop\"\nsource = \"{source}\"\n[[database.shadow]]\nname = \"next\"\nurl = \"{shadow}\"\n");
+    check_feed(source, shadow, "cdc").await
+}
+
+async fn check_feed(source: &str, shadow: &str, feed: &str) -> Vec<Finding> {
+    let text = format!(
+        "[[database]]\nname = \"shop\"\nsource = \"{source}\"\n[[database.shadow]]\nname = \"next\"\nurl = \"{shadow}\"\nfeed = \"{feed}\"\n"
+    );
     assess(&config::parse(&text, "proxy.toml", &|_| None).unwrap()).await
 }
 
@@ -64,6 +70,13 @@ async fn a_healthy_pair_is_ready_and_obstacles_are_named() {
     assert_eq!(blockers(&findings), []);
     assert!(find(&findings, "rollback").message.contains("wal_level"));
 
+    // Mirrored writes need no logical WAL; what they do not promise is said.
+    let findings = check_feed(&url(&poor, "postgres", "postgres"), &next, "mirror").await;
+    assert_eq!(blockers(&findings), [], "{findings:#?}");
+    assert!(find(&findings, "feed").remedy.contains("REPAIR"));
+    assert!(find(&check_feed(&good, &next, "mirror").await, "feed").remedy.contains("cdc"));
+    assert!(!findings.iter().any(|finding| finding.subject == "rollback"));
+
     // Roles that lack privileges, on either side.
     shadow.run("postgres", "CREATE ROLE weak LOGIN; GRANT CREATE ON DATABASE postgres TO weak").await;
     let findings = check(&url(&source, "weak", "postgres"), &next).await;
@@ -73,6 +86,11 @@ async fn a_healthy_pair_is_ready_and_obstacles_are_named() {
     assert!(find(&findings, "privilege session_replication_role").remedy.contains("GRANT SET ON PARAMETER"));
     shadow.run("postgres", "GRANT SET ON PARAMETER session_replication_role TO weak").await;
     assert_eq!(blockers(&check(&good, &url(&shadow, "weak", "postgres")).await), []);
+
+    shadow.run("postgres", "CREATE DATABASE taken").await;
+    shadow.run("taken", "CREATE TABLE keyed (id int)").await;
+    let findings = check_feed(&good, &url(&shadow, "postgres", "taken"), "mirror").await;
+    assert_eq!(blockers(&findings), [("next", "contents")]);
 
     // Nobody there; no such database.
     let findings = check(&good, "postgres://app:geheim@127.0.0.1:1/shop").await;

@@ -490,6 +490,29 @@ async fn a_table_that_does_not_fit_is_set_aside_and_comes_back() {
     feed.stop().await;
 }
 
+/// A decision is recorded elsewhere: the follower must not forget its half of it in a crash.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rejection_survives_a_crash_of_the_follower() {
+    let (old, new) = (Server::start(15, ""), Server::start(18, "wal_writer_delay = 10s\nbgwriter_delay = 10s"));
+    let (owner, follower) = (old.create("rejected").await, new.create("rejected").await);
+    owner.batch_execute("CREATE TABLE a (id integer PRIMARY KEY, v text)").await.unwrap();
+    let spec = spec(&old, &new, "rejected", Direction::Forward);
+    let repository = Repository::in_memory().unwrap();
+    let feed = start(&spec, Start::Copy, &repository, &Fault::default());
+    streaming(&feed).await;
+    follower.batch_execute("ALTER TABLE a DROP COLUMN v").await.unwrap();
+    drop(follower);
+    owner.batch_execute("INSERT INTO a VALUES (1, 'x')").await.unwrap();
+    eventually("setting the table aside", async || feed.state().held_tables == ["public.a"]).await;
+    let waiting = repository.proposals(None).unwrap().into_iter().find(|proposal| proposal.state == ProposalState::Pending).unwrap();
+    feed.reject(&waiting, "test").await.unwrap();
+    new.crash();
+    let states = new.client("rejected").await.query("SELECT state FROM understudy.held_table", &[]).await.unwrap();
+    assert_eq!(states.iter().map(|row| row.get(0)).collect::<Vec<String>>(), ["rejected"]);
+    assert_eq!(repository.proposal(waiting.id).unwrap().state, ProposalState::Rejected);
+    feed.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_way_back_starts_at_its_marker() {
     // 16 and 14: no pg_dump of 16 is needed, the follower equals the owner already.

@@ -178,6 +178,12 @@ async fn mirrored_writes_feed_a_shadow() {
     });
     proxy.tell("SHADOW START copy").await.unwrap();
     proxy.mirroring().await;
+    let settings = proxy.connect("understudy").await.simple_query("SHOW CONFIG").await.unwrap();
+    let shown = settings.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => (row.get(0) == Some("shop.copy.mirror_writes")).then(|| row.get(1).unwrap_or_default().to_owned()),
+        _ => None,
+    });
+    assert_eq!(shown.as_deref(), Some("apply"));
     let more = proxy.connect("shop").await;
     more.batch_execute("ALTER TABLE account ADD COLUMN w integer DEFAULT 7").await.unwrap();
     more.batch_execute("CREATE INDEX CONCURRENTLY account_n ON account (n)").await.unwrap();

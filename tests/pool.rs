@@ -73,6 +73,7 @@ async fn a_shadow_helps_pooled_sessions() {
     section("what is not a pure read is never served", shadow::never_served(&pair)).await;
     section("nobody reads backwards while the feed is held", shadow::no_stale_reads(&pair)).await;
     section("nobody is told of what the shadow does not have yet", shadow::consistency(&pair)).await;
+    section("a table that is set aside is not read", shadow::set_aside(&pair)).await;
     section("a corrupted row is found, moving rows are not", shadow::compared(&pair)).await;
     section("sampled, served and rehearsed at once", follow::everything(&pair)).await;
 }

@@ -58,6 +58,7 @@ async fn a_shadow_helps_and_cannot_hurt() {
     section("nobody reads backwards while the feed is held", shadow::no_stale_reads(&pair)).await;
     section("nobody is told of what the shadow does not have yet", shadow::consistency(&pair)).await;
     section("shares are exact", shadow::shares(&pair)).await;
+    section("a table that is set aside is not read", shadow::set_aside(&pair)).await;
     section("a corrupted row is found, moving rows are not", shadow::compared(&pair)).await;
     section("a frozen, then dead shadow hurts nobody", shadow::cannot_hurt(&pair)).await;
 }

@@ -352,6 +352,7 @@ async fn recopy(shared: &Shared, table: &TableName, asked: Lsn) -> Result<(), Cd
     let slot = format!("understudy_recopy_{}_{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
     let (consistent, snapshot) = copy::create_slot(shared, &owner, &mut exporter, version, &slot, true).await?;
     let reader = copy::import(shared, &snapshot, "recopy reader").await?;
+    drop(exporter);
     let name = qualified(&table.0, &table.1);
     // The follower's name for it is the one of the stream's place; the owner may have renamed it since.
     let known = shared.adapter.known().await?.tables.values().find(|t| (&t.schema, &t.name) == (&table.0, &table.1)).map(|t| t.oid);
@@ -387,6 +388,8 @@ async fn recopy(shared: &Shared, table: &TableName, asked: Lsn) -> Result<(), Cd
     if !columns.is_empty() {
         copy::stream_table(&reader, &writer, &out, &into, &name, |_| ()).await?;
     }
+    // Its snapshot and its lock on the owner's table end here: what follows may wait as long as the feed is behind.
+    drop(reader);
     let marked = writer
         .execute(
             "UPDATE understudy.held_table SET state = 'copied', since_lsn = $4::text::pg_lsn
@@ -400,11 +403,11 @@ async fn recopy(shared: &Shared, table: &TableName, asked: Lsn) -> Result<(), Cd
         return Err(CdcError::Protocol("the table was changed again meanwhile".into()));
     }
     writer.batch_execute("COMMIT").await.attempt("commit on the follower")?;
-    if let Some(held) = lock(&shared.held).get_mut(table) {
+    // The applier may have asked for another copy since the commit.
+    if let Some(held) = lock(&shared.held).get_mut(table).filter(|held| held.state == HeldState::Recopy && held.since == asked) {
         held.state = HeldState::Copied;
         held.since = consistent;
     }
-    drop(exporter);
     release(shared, table, consistent).await
 }
 

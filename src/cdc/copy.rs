@@ -346,15 +346,23 @@ impl Ends<'_> {
     }
 }
 
+/// A table `c` and all its partitions, as a LATERAL subquery with a column `oid`. `pg_partition_tree` would lock each of them until
+/// the end of the snapshot.
+pub(super) const PARTITIONS: &str = "(WITH RECURSIVE tree(oid) AS (SELECT c.oid UNION ALL
+    SELECT i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid JOIN pg_class k ON k.oid = i.inhrelid AND k.relispartition)
+    SELECT tree.oid FROM tree)";
+
 /// Columns of a table and of its partitions, as far as rows know them; `None`: it is not there.
 pub(super) async fn shape(client: &Client, table: &TableName) -> Result<Option<String>, CdcError> {
     let row = client
         .query_one(
-            "SELECT string_agg(concat_ws(' ', l.oid::regclass, a.attname, format_type(a.atttypid, a.atttypmod), a.attgenerated), ',' ORDER BY l.oid::regclass::text, a.attname)
+            &format!(
+                "SELECT string_agg(concat_ws(' ', l.oid::regclass, a.attname, format_type(a.atttypid, a.atttypmod), a.attgenerated), ',' ORDER BY l.oid::regclass::text, a.attname)
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-             CROSS JOIN LATERAL (SELECT c.oid UNION SELECT relid FROM pg_partition_tree(c.oid)) l
+             CROSS JOIN LATERAL {PARTITIONS} l
              LEFT JOIN pg_attribute a ON a.attrelid = l.oid AND a.attnum > 0 AND NOT a.attisdropped
-             WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')",
+             WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')"
+            ),
             &[&table.0, &table.1],
         )
         .await

@@ -5,6 +5,7 @@
 
 use super::{
     CdcError, FeedSpec,
+    copy::PARTITIONS,
     error::Attempt,
     mapped,
     names::{ident, qualified},
@@ -150,8 +151,7 @@ pub(super) async fn make(
                          JOIN pg_namespace tn ON tn.oid = e.typnamespace
                          WHERE a.attrelid = l.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '')
                  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-                 LEFT JOIN LATERAL (SELECT c.oid WHERE c.relkind = 'r'
-                   UNION ALL SELECT t.relid FROM pg_partition_tree(c.oid) t WHERE t.isleaf AND c.relkind = 'p') x ON true
+                 LEFT JOIN LATERAL {PARTITIONS} x ON EXISTS (SELECT FROM pg_class k WHERE k.oid = x.oid AND k.relkind IN ('r', 'f'))
                  LEFT JOIN pg_class l ON l.oid = x.oid AND l.relkind = 'r' LEFT JOIN pg_namespace ln ON ln.oid = l.relnamespace
                  LEFT JOIN pg_am am ON am.oid = l.relam
                  WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' AND n.nspname NOT IN ('information_schema', 'understudy')

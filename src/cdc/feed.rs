@@ -277,6 +277,17 @@ impl Feed {
         self.shared().name_touched_since(table, lsn)
     }
 
+    /// Whether one of these tables (`schema.table` or `table`) is set aside: its rows here are not the owner's. `only` false: whether
+    /// any is. A table is told of before the position behind which its rows are missing counts as applied.
+    pub fn sets_aside(&self, tables: &[String], only: bool) -> bool {
+        let held = lock(&self.shared().held);
+        let means = |named: &String, (schema, table): &(String, String)| match named.split_once('.') {
+            Some(named) => named == (schema.as_str(), table.as_str()),
+            None => named == table,
+        };
+        !held.is_empty() && (!only || held.keys().any(|held| tables.iter().any(|named| means(named, held))))
+    }
+
     /// Runs a waiting proposal on the follower between two transactions, replays what was spooled for its table, and records
     /// the decision. `sql`: instead of the suggestion; tried first in a transaction that is rolled back. Returns what was run.
     ///
@@ -306,7 +317,8 @@ impl Feed {
             )));
         }
         // Asked after the stored statements: the policy records its decision before it forgets them.
-        super::held::approvable(&self.shared().repository.proposal(proposal.id)?)?;
+        let proposal = &self.shared().repository.proposal(proposal.id)?;
+        super::held::approvable(proposal)?;
         let run = format!("run the statements of proposal {}", proposal.id);
         match (sql, given) {
             (Some(sql), Some(approval::Given::Transaction)) => {

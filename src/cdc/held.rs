@@ -335,8 +335,9 @@ impl Applier {
     }
 
     pub(super) async fn approve(&mut self, proposal: &Proposal, sql: Option<&str>, who: &str) -> Result<String, CdcError> {
-        // It may have been decided, or overtaken by the stream, while the request waited for its turn.
-        approvable(&self.shared.repository.proposal(proposal.id)?)?;
+        // It may have been decided, overtaken, or given other names by the stream while the request waited for its turn.
+        let proposal = &self.shared.repository.proposal(proposal.id)?;
+        approvable(proposal)?;
         let statements = sql.map_or_else(|| proposal.draft.sql.clone(), |sql| vec![sql.to_owned()]);
         let run = format!("run the statements of proposal {}", proposal.id);
         if let Some(sql) = sql {

@@ -235,7 +235,10 @@ pub async fn arm(spec: &FeedSpec) -> Result<(), CdcError> {
     for warning in prepare_owner(&owner, &feed).await? {
         tracing::warn!(feed, "{warning}");
     }
-    let there = owner.query_opt("SELECT FROM pg_replication_slots WHERE slot_name = $1", &[&feed]).await.attempt("look for the slot")?;
+    let there = owner
+        .query_opt("SELECT FROM pg_replication_slots WHERE slot_name = $1 AND database = current_database()", &[&feed])
+        .await
+        .attempt("look for the slot")?;
     if there.is_some() {
         return Ok(());
     }
@@ -283,7 +286,7 @@ pub(super) async fn drop_slot(owner: &Client, feed: &str) -> Result<(), CdcError
     let deadline = tokio::time::Instant::now() + SLOT_RELEASE;
     loop {
         owner
-            .query("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active", &[&feed])
+            .query("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active AND database = current_database()", &[&feed])
             .await
             .attempt("end the reader of a slot")?;
         let dropped =

@@ -75,7 +75,11 @@ impl Applier {
 
     /// A relation under the follower's names, and the follower's table.
     pub(super) async fn fit(&self, relation: &Relation, table: &TableName) -> Result<(Relation, Option<TargetTable>), CdcError> {
-        let Some(place) = self.shared.spec.place(table) else { return Ok((relation.clone(), self.target_table(table).await?)) };
+        let Some(place) = self.shared.spec.place(table) else {
+            // Rows that waited may have been sent under the name that their table had then.
+            let named = Relation { schema: table.0.clone(), name: table.1.clone(), ..relation.clone() };
+            return Ok((named, self.target_table(table).await?));
+        };
         let mut target = self.target_table(&(place.schema.clone(), place.table.clone())).await?;
         let mut fitted = Relation { schema: place.schema.clone(), name: place.table.clone(), ..relation.clone() };
         let Some(there) = target.as_mut() else { return Ok((fitted, None)) };

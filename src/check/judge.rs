@@ -250,11 +250,17 @@ pub(super) fn shadow(book: &mut Book, source: &ServerFacts, shadow: &ServerFacts
     }
     environment(book, source, shadow, feed);
     connections(book, shadow, "shadow");
-    if feed != FeedKind::Cdc {
-        return;
+    match feed {
+        FeedKind::None => {}
+        FeedKind::Mirror => {
+            feed_target(book, source, shadow);
+            mirrored(book, source);
+        }
+        FeedKind::Cdc => {
+            feed_target(book, source, shadow);
+            way_back(book, source, shadow);
+        }
     }
-    feed_target(book, source, shadow);
-    way_back(book, source, shadow);
 }
 
 fn environment(book: &mut Book, source: &ServerFacts, shadow: &ServerFacts, feed: FeedKind) {
@@ -316,6 +322,26 @@ fn environment(book: &mut Book, source: &ServerFacts, shadow: &ServerFacts, feed
                 "create them there (pg_dumpall --roles-only): their sessions cannot be served or moved otherwise",
             ),
         }
+    }
+}
+
+/// What a feed of mirrored writes does not promise, here.
+fn mirrored(book: &mut Book, source: &ServerFacts) {
+    let message = "feed = \"mirror\" runs each write on the shadow as the client wrote it: what goes around understudy, COPY … FROM STDIN and \
+                   two-phase commits never come, and its shadow answers no read and takes no cutover";
+    let remedy = if source.setting("wal_level") == "logical" && (source.superuser || source.replication) {
+        "this source can be decoded: leave `feed` out (\"cdc\")"
+    } else {
+        "have every writer go through understudy; VERIFY … REPAIR finds and repairs what came otherwise"
+    };
+    book.add(Warning, "feed", message, remedy);
+    if !source.tables_without_key.is_empty() {
+        let message = format!("{}: VERIFY … REPAIR leaves them alone, so that what diverges there stays", list(&source.tables_without_key));
+        book.add(Warning, "tables without a key", message, "add a primary key where one makes sense");
+    }
+    if !source.prepared_transactions.is_empty() {
+        let message = "are waiting for their end: the snapshot is taken without them, and their COMMIT PREPARED is not mirrored";
+        book.add(Warning, "prepared transactions", message, "COMMIT PREPARED or ROLLBACK PREPARED them before SHADOW START");
     }
 }
 

@@ -66,7 +66,7 @@ pub async fn assess(config: &Config) -> Vec<Finding> {
             let facts = look(&mut book, "shadow", &shadow.url).await;
             let (Some(source), Some(facts)) = (&source, &facts) else { continue };
             judge::shadow(&mut book, source, facts, shadow.feed);
-            if shadow.feed == FeedKind::Cdc && !facts.filled_by_us {
+            if shadow.feed != FeedKind::None && !facts.filled_by_us {
                 let found = crate::cdc::pg_dump::find(source.major()).await;
                 judge::schema_copy(&mut book, found);
             }

@@ -100,6 +100,10 @@ impl Freshness for FeedFreshness {
             None => self.0.table_name_changed_since(table, position),
         }
     }
+
+    fn sets_aside(&self, tables: &[String], only: bool) -> bool {
+        self.0.sets_aside(tables, only)
+    }
 }
 
 impl Managed {

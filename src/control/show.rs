@@ -6,6 +6,7 @@ use super::{
     state::{database_state, feed_state},
 };
 use crate::{
+    config::MirrorWrites,
     console::{Answer, CommandError, command::Topic},
     monitor::LatencySummary,
 };
@@ -98,7 +99,13 @@ impl Controller {
                 let key = |knob: &str| json!(format!("{}.{}.{knob}", database.name, config.name));
                 rows.push(vec![key("url"), json!(config.url.to_string())]);
                 rows.push(vec![key("feed"), json!(config.feed)]);
-                rows.push(vec![key("mirror_writes"), json!(if shadow.route.rehearse.load(Ordering::SeqCst) { "rehearse" } else { "off" })]);
+                // What SET has changed; a feed of mirrored writes always applies them.
+                let mirror_writes = match (config.mirror_writes, shadow.route.rehearse.load(Ordering::SeqCst)) {
+                    (MirrorWrites::Apply, _) => MirrorWrites::Apply,
+                    (_, true) => MirrorWrites::Rehearse,
+                    (_, false) => MirrorWrites::Off,
+                };
+                rows.push(vec![key("mirror_writes"), json!(mirror_writes)]);
                 rows.push(vec![key("sample_reads"), json!(shadow.route.sample_reads.get())]);
                 rows.push(vec![key("sample_per_query"), json!(config.sample_per_query)]);
                 rows.push(vec![key("serve_reads"), json!(shadow.route.serve_reads.get())]);

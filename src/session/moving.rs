@@ -41,6 +41,8 @@ pub(super) struct Attachment {
     pub server: Server,
     /// Statement text and parameter types → name on that server.
     pub prepared: HashMap<(Bytes, Bytes), Bytes>,
+    /// Names given so far.
+    pub names: u64,
     /// Fingerprints that cannot be served from here.
     pub refused: HashSet<u64>,
     /// The version of the session's state that it has.
@@ -70,6 +72,7 @@ impl Attachment {
             server: Server::from_connection(connection, target.clone(), 0).rebind().ok()?,
             target,
             prepared: HashMap::new(),
+            names: 0,
             refused: HashSet::new(),
             state_version: 0,
             writable,

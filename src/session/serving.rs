@@ -29,6 +29,8 @@ use std::{
 
 /// Longest request that is served elsewhere.
 const REQUEST_BYTES_MAX: usize = 64 << 10;
+/// Statements that one session keeps prepared on a shadow.
+const PREPARED_MAX: usize = 256;
 /// An answer is held back up to this size; a larger one is asked for again on the owner, where it streams.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 
@@ -145,6 +147,8 @@ impl Relay {
             let fresh = tokio::time::timeout(hedge_after, plan.shadow.fence.wait(needed)).await.is_ok();
             let cancelled = self.info.cancelling.end();
             time_left = hedge_after.saturating_sub(began.elapsed());
+            // An answer that had hardly time left would count against the shadow, where only the feed was slow.
+            let fresh = fresh && time_left >= hedge_after / 2;
             if cancelled || !fresh {
                 self.attachments.put_back(attachment);
                 if cancelled {
@@ -156,6 +160,14 @@ impl Relay {
                 self.leave();
                 return Ok(());
             }
+        }
+        // Behind the fence: a table that is set aside is told of before the fence passes what its rows miss.
+        if plan.shadow.sets_aside(&plan.class) {
+            plan.shadow.observations.fallback_reasons.count("rows that it reads are set aside by the feed: kept on the owner");
+            self.attachments.put_back(attachment);
+            self.keep_on_owner(None);
+            self.leave();
+            return Ok(());
         }
         let began = Instant::now();
         let previous = self.aim_cancel(CancelTarget::Server(attachment.server.backend.clone()));
@@ -305,8 +317,14 @@ impl Attachment {
         if let Some(name) = self.prepared.get(&(statement.query.clone(), statement.types.clone())) {
             return Ok(name.clone());
         }
-        let name = Bytes::from(format!("understudy_{}", self.prepared.len()));
         let mut request = BytesMut::new();
+        if self.prepared.len() >= PREPARED_MAX {
+            for (_, name) in self.prepared.drain() {
+                close_statement(&mut request, &name);
+            }
+        }
+        let name = Bytes::from(format!("understudy_{}", self.names));
+        self.names += 1;
         statement.put_as(&mut request, &name);
         put(&mut request, b'D', |b| {
             b.extend_from_slice(b"S");
@@ -327,13 +345,28 @@ impl Attachment {
             }
         }
         match failure {
-            Some(failure) => Err(failure),
+            Some(failure) => {
+                let mut request = BytesMut::new();
+                close_statement(&mut request, &name);
+                wire::frontend::put_sync(&mut request);
+                let broken = |_| Failure::Broken("connection to the shadow broke");
+                self.send(&request).await.map_err(broken)?;
+                while self.receive().await.map_err(broken)?.tag != b'Z' {}
+                Err(failure)
+            }
             None => {
                 self.prepared.insert((statement.query.clone(), statement.types.clone()), name.clone());
                 Ok(name)
             }
         }
     }
+}
+
+fn close_statement(request: &mut BytesMut, name: &Bytes) {
+    put(request, b'C', |b| {
+        b.extend_from_slice(b"S");
+        put_cstr(b, name);
+    });
 }
 
 fn describes_user_types(body: &Bytes) -> bool {

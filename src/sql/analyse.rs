@@ -53,6 +53,7 @@ pub(super) fn class(text: &str, shown: Arc<str>, facts: &CatalogFacts) -> Option
         cut,
         cut_inside: walk.cuts > usize::from(cut),
         asks_time: walk.asks_time,
+        reads_them_only: !walk.calls_strange && facts.are_alone(&walk.tables),
         tables: walk.tables,
         returns_rows: walk.returns_rows,
         rehearsable: kind == Kind::Write && single && walk.rehearsal_target && left_out.is_none(),
@@ -117,6 +118,7 @@ struct Walk<'a> {
     effects: Vec<SessionEffect>,
     tables: Vec<String>,
     ctes: Vec<String>,
+    calls_strange: bool,
     limited: bool,
     /// SELECTs, windows and aggregates whose rows are cut or taken in an order.
     cuts: usize,
@@ -134,6 +136,7 @@ impl<'a> Walk<'a> {
             effects: Vec::new(),
             tables: Vec::new(),
             ctes: Vec::new(),
+            calls_strange: false,
             limited: false,
             cuts: 0,
             asks_time: false,
@@ -408,6 +411,7 @@ impl<'a> Walk<'a> {
             }
             _ => {}
         }
+        self.calls_strange |= self.facts.is_strange(name);
         match self.facts.function_is_volatile(name) {
             Some(true) => self.at_least(Kind::Write),
             Some(false) if is_about_this_server(name) => self.at_least(STAYS),
@@ -421,6 +425,7 @@ impl<'a> Walk<'a> {
 
     fn operator(&mut self, name: &str) {
         // `<>` is also what `!=`, `IS DISTINCT FROM` and `NOT IN` become; BETWEEN and the like carry a word.
+        self.calls_strange |= self.facts.is_strange(name);
         let words = name.bytes().any(|byte| byte.is_ascii_alphabetic());
         match self.facts.operator_is_volatile(name) {
             Some(true) => self.at_least(Kind::Write),

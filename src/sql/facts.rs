@@ -23,6 +23,10 @@ pub struct CatalogFacts {
     types: HashMap<String, bool>,
     /// An implicit cast calls a volatile function: nothing that is not spelled out can be trusted.
     volatile_implicit_cast: bool,
+    /// Functions and operators that are not PostgreSQL's own: what they read is not known.
+    strange: HashSet<String>,
+    /// Ordinary tables without policies, parents and children, by `name` and by `schema.name`: reading one reads nothing else.
+    alone: HashSet<String>,
     /// By `name` and by `schema.name`; `None`: relations are not known, each counts as a table.
     relations: Option<HashMap<String, Relation>>,
 }
@@ -88,10 +92,17 @@ impl CatalogFacts {
             if volatile && attribute {
                 facts.attribute_functions.insert(name.clone());
             }
+            if row.get(3) {
+                facts.strange.insert(name.clone());
+            }
             facts.functions.insert(name, volatile);
         }
         for row in client.query(OPERATORS, &[]).await? {
-            facts.operators.insert(row.get(0), row.get(1));
+            let name: String = row.get(0);
+            if row.get(2) {
+                facts.strange.insert(name.clone());
+            }
+            facts.operators.insert(name, row.get(1));
         }
         let mut checks = Vec::new();
         for row in client.query(TYPES, &[]).await? {
@@ -116,10 +127,18 @@ impl CatalogFacts {
     async fn load_relations(&mut self, client: &Client) -> Result<(), tokio_postgres::Error> {
         let mut known: HashMap<String, Relation> = HashMap::new();
         let mut pending: Vec<(String, String, Vec<String>)> = Vec::new();
+        let mut related = HashSet::new();
         for row in client.query(RELATIONS, &[]).await? {
             let (schema, name, kind): (String, String, String) = (row.get(0), row.get(1), row.get(2));
             let (persistence, definition): (String, Option<String>) = (row.get(3), row.get(4));
             let policies: Vec<String> = row.get(5);
+            let alone = kind == "r" && !row.get::<_, bool>(6);
+            for key in [name.clone(), format!("{schema}.{name}")] {
+                if !alone {
+                    related.insert(key.clone());
+                }
+                self.alone.insert(key);
+            }
             match (kind.as_str(), persistence.as_str()) {
                 ("r" | "p", "p") if policies.is_empty() => remember(&mut known, &schema, &name, Relation::Readable),
                 ("r" | "p", "p") => pending.push((schema, name, policies.iter().map(|p| format!("SELECT {p}")).collect())),
@@ -129,6 +148,7 @@ impl CatalogFacts {
                 _ => remember(&mut known, &schema, &name, Relation::Refused(STAYS)),
             }
         }
+        self.alone.retain(|name| !related.contains(name));
         // A view can be judged once everything it names is known; views on views need a round each.
         self.relations = Some(known);
         for _ in 0..VIEW_DEPTH_MAX {
@@ -167,6 +187,16 @@ impl CatalogFacts {
     /// `None`: no function of that name.
     pub(super) fn function_is_volatile(&self, name: &str) -> Option<bool> {
         self.functions.get(name).copied()
+    }
+
+    /// A statement that names these relations, and calls nothing [strange](Self::is_strange), reads no other.
+    pub(super) fn are_alone(&self, relations: &[String]) -> bool {
+        self.relations.is_none() || relations.iter().all(|name| self.alone.contains(name))
+    }
+
+    /// A function or operator that is not PostgreSQL's own.
+    pub(super) fn is_strange(&self, name: &str) -> bool {
+        self.strange.contains(name)
     }
 
     pub(super) fn attribute_is_volatile(&self, name: &str) -> bool {
@@ -216,7 +246,8 @@ fn remember(known: &mut HashMap<String, Relation>, schema: &str, name: &str, rel
 const FUNCTIONS: &str = "
     SELECT p.proname::text,
            bool_or(p.prokind = 'p' OR p.provolatile = 'v' OR coalesce(agg.volatile, false)),
-           bool_or(p.pronamespace <> 'pg_catalog'::regnamespace AND p.pronargs > 0 AND t.typtype IN ('c', 'p'))
+           bool_or(p.pronamespace <> 'pg_catalog'::regnamespace AND p.pronargs > 0 AND t.typtype IN ('c', 'p')),
+           bool_or(p.pronamespace <> 'pg_catalog'::regnamespace)
     FROM pg_catalog.pg_proc p
     LEFT JOIN pg_catalog.pg_type t ON t.oid = p.proargtypes[0]
     LEFT JOIN LATERAL (
@@ -226,7 +257,7 @@ const FUNCTIONS: &str = "
     GROUP BY 1";
 
 const OPERATORS: &str = "
-    SELECT o.oprname::text, bool_or(coalesce(p.provolatile = 'v', true))
+    SELECT o.oprname::text, bool_or(coalesce(p.provolatile = 'v', true)), bool_or(o.oprnamespace <> 'pg_catalog'::regnamespace)
     FROM pg_catalog.pg_operator o LEFT JOIN pg_catalog.pg_proc p ON p.oid = o.oprcode GROUP BY 1";
 
 /// Row types of tables are types, too. One row per domain check.
@@ -251,7 +282,8 @@ const RELATIONS: &str = "
            CASE WHEN c.relkind = 'v' THEN pg_catalog.pg_get_viewdef(c.oid) END,
            CASE WHEN c.relrowsecurity THEN ARRAY(
                SELECT pg_catalog.pg_get_expr(p.polqual, p.polrelid) FROM pg_catalog.pg_policy p
-               WHERE p.polrelid = c.oid AND p.polqual IS NOT NULL) ELSE '{}' END
+               WHERE p.polrelid = c.oid AND p.polqual IS NOT NULL) ELSE '{}' END,
+           c.relrowsecurity OR EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent))
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND n.nspname NOT IN ('pg_catalog', 'information_schema')
       AND n.nspname !~ '^pg_(toast|temp)'";

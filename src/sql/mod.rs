@@ -134,6 +134,8 @@ pub struct Class {
     pub asks_time: bool,
     /// Relations named, as written (`schema.table` or `table`), without repetition, CTEs left out.
     pub tables: Vec<String>,
+    /// It reads no other rows than theirs: they are ordinary tables, and no function that it calls is a user's.
+    pub reads_them_only: bool,
     /// Sends rows: SELECT, VALUES, SHOW, RETURNING.
     pub returns_rows: bool,
     /// A write that may be run on a shadow and rolled back.
@@ -182,6 +184,7 @@ impl Class {
             cut_inside: false,
             asks_time: false,
             tables: Vec::new(),
+            reads_them_only: false,
             returns_rows: false,
             rehearsable: false,
             left_out: Some(reason),

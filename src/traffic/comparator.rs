@@ -28,6 +28,8 @@ use tokio::sync::mpsc;
 
 /// Longest time a copied statement may run.
 const STATEMENT_LIMIT: Duration = Duration::from_secs(5);
+/// The feed holds rows back, so answers may differ.
+const SET_ASIDE: &str = "rows that it reads are set aside by the feed";
 /// With nothing left to do a worker is away for this long, and nobody wakes it: what came meanwhile is done in one go. A wake-up per
 /// copy would cost the clients more than the copy.
 const ABSENCE: Duration = Duration::from_millis(5);
@@ -164,6 +166,12 @@ impl Worker {
     fn decide(&self, class: &Class, verdict: Verdict) {
         let observations = &self.shadow.observations;
         let profile = &observations.profile;
+        let verdict = match verdict {
+            Verdict::Confirmed(..) | Verdict::Different(_) | Verdict::FailedOnShadow(_) if self.shadow.sets_aside(class) => {
+                Verdict::Undecided(SET_ASIDE)
+            }
+            verdict => verdict,
+        };
         match &verdict {
             Verdict::Same | Verdict::Excused(_) => profile.record_verdict(class.fingerprint, &class.text, true),
             Verdict::Confirmed(..) => profile.record_verdict(class.fingerprint, &class.text, false),
@@ -209,6 +217,9 @@ impl Worker {
         };
         if !self.shadow.caught_up(read.needed).await {
             return (Verdict::Undecided("shadow did not catch up in time"), None);
+        }
+        if self.shadow.sets_aside(read.class) {
+            return (Verdict::Undecided(SET_ASIDE), None);
         }
         let ran = self.on_shadow.run_fresh(read.identity, there.as_ref().unwrap_or(read.operation)).await;
         let (mut answer, latency) = match self.came_back(ran) {

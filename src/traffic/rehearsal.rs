@@ -24,6 +24,10 @@ const STATEMENT_LIMIT: Duration = Duration::from_secs(2);
 pub trait Freshness: Send + Sync {
     /// `table`: as written in the statement. Unknown tables count as touched.
     fn changed_since(&self, table: &str, position: Lsn) -> bool;
+
+    /// Whether rows of these tables (as written in a statement) wait elsewhere, so that the shadow's are not the owner's. `only`: the
+    /// statement reads nothing else; else any table counts.
+    fn sets_aside(&self, tables: &[String], only: bool) -> bool;
 }
 
 /// Rehearses the transactions of one queue.

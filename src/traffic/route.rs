@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     config::{Consistency, IgnoreRule, ServerUrl},
+    sql::Class,
     wire::frontend::Parse,
 };
 use std::{
@@ -199,6 +200,11 @@ impl ShadowRoute {
     /// Whether these tables (as a statement names them) are others here: such statements are never served, and copied only in translation.
     pub fn differs(&self, tables: &[String]) -> bool {
         self.names.load().as_ref().is_some_and(|names| names.concerns(tables))
+    }
+
+    /// Whether rows that a statement of this class reads are set aside by the feed.
+    pub fn sets_aside(&self, class: &Class) -> bool {
+        self.freshness.load().as_ref().is_none_or(|feed| feed.sets_aside(&class.tables, class.reads_them_only))
     }
 
     /// A copied operation as this shadow understands it; `None`: as it is.

@@ -21,6 +21,12 @@ const MORE: &str = "
     CREATE SEQUENCE numbers;
     CREATE FUNCTION dice() RETURNS int LANGUAGE sql VOLATILE AS 'SELECT 4';
     CREATE VIEW thrown AS SELECT id, dice() AS pips FROM item;
+    CREATE TABLE aside (id int PRIMARY KEY, v bigint NOT NULL);
+    CREATE VIEW onlooker AS SELECT * FROM aside;
+    CREATE FUNCTION sum_aside() RETURNS numeric LANGUAGE sql STABLE AS 'SELECT sum(v) FROM aside';
+    CREATE TYPE mood AS ENUM ('calm', 'cross');
+    CREATE TABLE felt (id int PRIMARY KEY, m mood);
+    INSERT INTO felt VALUES (1, 'calm');
 ";
 const MEMORY_MAX: f64 = 1024.0 * 1024.0;
 
@@ -312,6 +318,71 @@ pub async fn consistency(pair: &Pair) {
     hold.batch_execute("COMMIT").await.unwrap();
     pair.set("hedge_after", "2s").await;
     pair.set("consistency", "session").await;
+    pair.set("serve_reads", "0").await;
+}
+
+/// A table whose rows the feed holds back is not read on the shadow, whoever asks, and by whatever way.
+pub async fn set_aside(pair: &Pair) {
+    pair.set("serve_reads", "100").await;
+    let client = pair.client().await;
+    pair.warm_up(&client).await;
+    let ways = ["SELECT sum(v) FROM aside", "SELECT sum(v) FROM public.aside", "SELECT sum(v) FROM onlooker", "SELECT sum_aside()"];
+    client.batch_execute("INSERT INTO aside VALUES (1, 1)").await.unwrap();
+    for way in ways {
+        let before = pair.served().await;
+        wait_until("it is served", Duration::from_secs(15), || async {
+            assert_eq!(ask(&client, way).await, "1", "{way}");
+            pair.served().await > before
+        })
+        .await;
+    }
+    pair.tamper("ALTER TABLE aside ADD CONSTRAINT small CHECK (v < 100)").await;
+    client.batch_execute("INSERT INTO aside VALUES (2, 1000)").await.unwrap();
+    let held = || async { !pair.proxy.shadow().await.feed.held_tables.is_empty() };
+    for level in ["session", "global"] {
+        pair.set("consistency", level).await;
+        wait_until("the table is set aside", Duration::from_secs(30), || async {
+            assert_eq!(ask(&client, ways[0]).await, "1001", "its own write");
+            held().await
+        })
+        .await;
+        for round in 0..20 {
+            for way in ways {
+                assert_eq!(ask(&client, way).await, "1001", "{way}, {level}, round {round}");
+            }
+        }
+        let before = pair.served().await;
+        wait_until("other tables are served", Duration::from_secs(15), || async {
+            assert_eq!(ask(&client, "SELECT v FROM item WHERE id = 9").await, "90");
+            pair.served().await > before
+        })
+        .await;
+    }
+    pair.set("consistency", "session").await;
+    pair.tamper("ALTER TABLE aside DROP CONSTRAINT small").await;
+    for proposal in pair.proxy.rows("SHOW PROPOSALS").await {
+        if proposal["state"] == "pending" {
+            pair.proxy.rows(&format!("APPROVE {}", proposal["id"])).await;
+        }
+    }
+    wait_until("its rows are back", Duration::from_secs(30), || async { !held().await }).await;
+    let before = pair.served().await;
+    wait_until("it is served again", Duration::from_secs(15), || async {
+        assert_eq!(ask(&client, ways[2]).await, "1001");
+        pair.served().await > before
+    })
+    .await;
+    // An answer that cannot be served does not stand in the way of those that can.
+    let cannot = client.prepare("SELECT m FROM felt WHERE id = $1").await.unwrap();
+    let can = client.prepare("SELECT v FROM item WHERE id = $1").await.unwrap();
+    let fallbacks = pair.proxy.shadow().await.served.fallbacks;
+    let before = pair.served().await;
+    for _ in 0..30 {
+        client.query_one(&cannot, &[&1]).await.unwrap();
+        assert_eq!(client.query_one(&can, &[&9]).await.unwrap().get::<_, i32>(0), 90);
+    }
+    assert!(pair.served().await > before + 20, "served {} of 30", pair.served().await - before);
+    assert_eq!(pair.proxy.shadow().await.served.fallbacks, fallbacks, "{:?}", pair.proxy.shadow().await.served);
     pair.set("serve_reads", "0").await;
 }
 
