@@ -323,3 +323,37 @@ async fn open_writers_are_named_and_refusals_say_what_to_do() {
     let error = verify(&url, &url, Some(&Myself::default()), &Options::default(), &Progress::default()).await.unwrap_err().to_string();
     assert!(error.contains("wal_level"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_show_no_values_and_partitions_stay_unlocked() {
+    let server = Server::start(15, &[]);
+    server.run("postgres", "CREATE DATABASE other").await;
+    let tables =
+        "CREATE TABLE big (id int PRIMARY KEY, v text); INSERT INTO big SELECT k, repeat('x', 50) FROM generate_series(1, 200000) k;
+        CREATE TABLE parts (id int) PARTITION BY RANGE (id);
+        CREATE TABLE parts_a PARTITION OF parts FOR VALUES FROM (0) TO (10); CREATE TABLE parts_b PARTITION OF parts DEFAULT;";
+    for (database, table) in [("postgres", "(id int PRIMARY KEY, v text)"), ("other", "(id int PRIMARY KEY, v int)")] {
+        server.run(database, &format!("{tables} CREATE TABLE t {table}")).await;
+    }
+    server.run("postgres", "INSERT INTO t VALUES (1, 'hidden-value')").await;
+    let (owner, follower) = (server.url("postgres", "postgres"), server.url("postgres", "other"));
+    let options = Options { tables: Some(vec!["t".into()]), repair: true, ..Options::default() };
+    let error = verify::<NoFollower>(&owner, &follower, None, &options, &Progress::default()).await.unwrap_err().to_string();
+    assert!(error.contains("22P02") && !error.contains("hidden"), "{error}");
+
+    // While one table is compared, the partitions of another are free.
+    let options = Options { tables: Some(vec!["big".into()]), workers: 1, ..Options::default() };
+    let progress = Arc::new(Progress::default());
+    let comparing = tokio::spawn({
+        let progress = progress.clone();
+        async move { verify::<NoFollower>(&owner, &follower, None, &options, &progress).await.unwrap() }
+    });
+    let client = server.client("postgres").await;
+    while progress.tables().1 == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let locks = "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) JOIN pg_class c ON c.oid = l.relation
+        WHERE a.application_name = 'understudy verify' AND c.relname LIKE 'parts%'";
+    assert_eq!(client.query_one(locks, &[]).await.unwrap().get::<_, i64>(0), 0);
+    assert_eq!(comparing.await.unwrap().differences, 0);
+}

@@ -120,9 +120,7 @@ impl Feed {
         let worker = Arc::clone(&shared);
         let task = tokio::spawn(async move {
             let work = async {
-                if let Err(error) = mirror::run(&worker, &boundary).await {
-                    fail(&worker, &error);
-                }
+                mirror::keep_trying(&worker, &boundary).await;
                 // Nothing is asked of it that a feed with a stream would do.
                 receiver.close();
                 while receiver.try_recv().is_ok() {}
@@ -131,6 +129,10 @@ impl Feed {
             tokio::select! {
                 () = work => {}
                 _ = stopped.wait_for(|stop| *stop) => {}
+            }
+            if !worker.is_streaming() {
+                // A copy that was not finished: nothing may be run on what there is of it.
+                boundary.abandon();
             }
             worker.set_phase(Phase::Stopped);
         });
@@ -431,7 +433,7 @@ async fn supervise(shared: Arc<Shared>, start: Start, mut commands: mpsc::Receiv
     shared.set_phase(Phase::Stopped);
 }
 
-fn fail(shared: &Shared, error: &CdcError) {
+pub(super) fn fail(shared: &Shared, error: &CdcError) {
     shared.set_phase(Phase::Failed(error.to_string()));
     shared.event(
         Severity::Alert,

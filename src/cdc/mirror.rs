@@ -10,6 +10,7 @@ use super::{
     copy_objects, copy_plan, copy_rows, copy_schema,
     dump::{self, Section},
     error::Attempt,
+    feed::fail,
     install, roles, sequences, session,
     shared::{Phase, Shared, lock},
 };
@@ -20,6 +21,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{Arc, Mutex, atomic::Ordering},
+    time::Duration,
 };
 use tokio_postgres::Client;
 
@@ -32,8 +34,14 @@ pub trait Boundary: Send + Sync {
     /// Lets running transactions end and new ones wait, has everything behind this recorded, does `take`, and lets clients go on.
     async fn at_rest(&self, take: AtRest<'_>) -> Result<(), CdcError>;
 
-    /// Records from now on: clients have not begun yet.
+    /// Records (on): the shadow is there.
     fn resume(&self);
+
+    /// Records no more, and forgets what was recorded: it belongs to no shadow.
+    fn abandon(&self);
+
+    /// Waits until nothing that was recorded earlier is being run on the shadow.
+    async fn idle(&self) -> Result<(), CdcError>;
 
     /// The shadow is there: what was recorded may be applied.
     fn ready(&self);
@@ -42,8 +50,29 @@ pub trait Boundary: Send + Sync {
 /// The phase of a shadow that is fed in this way.
 const PHASE: &str = "mirroring";
 
+/// First pause after a failure that may pass; it doubles up to [`RETRY_MAX`]. Long, as a copy starts over, and lets clients wait.
+const RETRY_MIN: Duration = Duration::from_secs(1);
+
+/// Longest pause.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// Tries until the shadow follows, or a person is needed.
+pub(super) async fn keep_trying(shared: &Shared, boundary: &Arc<dyn Boundary>) {
+    let mut pause = RETRY_MIN;
+    while let Err(error) = run(shared, boundary).await {
+        if error.is_permanent() {
+            boundary.abandon();
+            return fail(shared, &error);
+        }
+        tracing::warn!(feed = shared.feed, %error, "the mirrored shadow could not be started; trying again");
+        shared.set_phase(Phase::Retrying(error.to_string()));
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RETRY_MAX);
+    }
+}
+
 /// Makes the shadow, or goes on with one that was made.
-pub(super) async fn run(shared: &Shared, boundary: &Arc<dyn Boundary>) -> Result<(), CdcError> {
+async fn run(shared: &Shared, boundary: &Arc<dyn Boundary>) -> Result<(), CdcError> {
     let (spec, feed) = (&shared.spec, shared.feed.as_str());
     if spec.existing() {
         return Err(CdcError::Setup(
@@ -76,17 +105,20 @@ pub(super) async fn run(shared: &Shared, boundary: &Arc<dyn Boundary>) -> Result
                     .into(),
             ));
         }
-        Some(_) => {
-            copy_rows::end_predecessors(&follower).await?;
-            copy::clean(shared, &follower).await?;
-        }
-        None => {}
+        Some(_) | None => {}
+    }
+    boundary.abandon();
+    boundary.idle().await?;
+    if stored.is_some() {
+        copy_rows::end_predecessors(&follower).await?;
+        copy::clean(shared, &follower).await?;
     }
     shared.set_phase(Phase::Copying);
     shared.copy.reset();
     let target_version = session::version(&follower).await?;
     let ends = Ends { shared, owner, follower, versions: (version, target_version) };
-    copy(&ends, boundary).await?;
+    // What was recorded behind the snapshot of a copy that failed belongs to no shadow.
+    copy(&ends, boundary).await.inspect_err(|_| boundary.abandon())?;
     boundary.ready();
     shared.copy.end();
     let state = shared.state().copy;
@@ -146,6 +178,8 @@ async fn copy(ends: &Ends<'_>, boundary: &Arc<dyn Boundary>) -> Result<(), CdcEr
     copy_schema::restore(shared, &dump::fit(&first, versions.1), &dump::fit(&second, versions.1), Lsn::ZERO).await?;
     let plan = copy_plan::make(&keeper, spec, None, *versions, &BTreeSet::new()).await?;
     let left = ends.copy_rows(&plan, &snapshot, 0).await?;
+    // Its snapshot holds vacuum back, and its locks DDL: not for as long as indexes are built.
+    drop(keeper);
     if let Some(((schema, table), why)) = left.first_key_value() {
         let why = match why {
             copy_rows::Left::Changed(reason) | copy_rows::Left::Refused { reason, .. } => reason,

@@ -36,7 +36,7 @@ impl Controller {
         }
         self.repository.set_started(&managed.database.name, name, true).map_err(failed)?;
         match kind {
-            FeedKind::Mirror => managed.start_mirror(shadow, &self.repository),
+            FeedKind::Mirror => managed.start_mirror(shadow, &self.repository, false),
             FeedKind::Cdc | FeedKind::None => {
                 managed.start_feed(shadow, Direction::Forward, Start::Copy, &self.repository);
             }

@@ -26,7 +26,7 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use std::{
-    sync::{Arc, Mutex, MutexGuard, atomic::AtomicBool},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, atomic::AtomicBool},
     time::Instant,
 };
 use tokio::sync::watch;
@@ -50,6 +50,8 @@ pub struct Managed {
     pub switching: tokio::sync::Mutex<()>,
     /// Held by PAUSE.
     pub paused: AtomicBool,
+    /// The process that may still serve sessions of it.
+    pub(super) predecessor: OnceLock<super::takeover::Predecessor>,
     /// What is known of the source's server.
     pub health: Arc<Mutex<ServerHealth>>,
 }
@@ -148,6 +150,7 @@ impl Managed {
             cutover: Mutex::new(None),
             switching: tokio::sync::Mutex::new(()),
             paused: AtomicBool::new(false),
+            predecessor: OnceLock::new(),
             health: Arc::default(),
         })
     }
@@ -194,10 +197,14 @@ impl Managed {
         }
     }
 
-    /// Starts a feed that lives by mirrored writes.
-    pub fn start_mirror(self: &Arc<Self>, shadow: &Arc<ManagedShadow>, repository: &Repository) {
+    /// Starts a feed that lives by mirrored writes. `again`: it was started before, and clients' writes belong to it from now on; if it
+    /// turns out to have no finished copy, they are forgotten.
+    pub fn start_mirror(self: &Arc<Self>, shadow: &Arc<ManagedShadow>, repository: &Repository, again: bool) {
         let adapter = Arc::new(Adapter::new(self.database.name.clone(), shadow.name(), repository.clone(), shadow.auto_approve.clone()));
         let boundary = Arc::new(Mirrored::new(self.clone(), shadow.clone()).waiting());
+        if again {
+            shadow.route.mirror.record(true);
+        }
         let feed = Feed::start_mirrored(self.feed_spec(shadow, Direction::Forward), boundary, adapter.clone(), repository.clone());
         *lock(&shadow.adapter) = Some(adapter);
         *lock(&shadow.feed) = Some((feed, Direction::Forward));

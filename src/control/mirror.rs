@@ -18,8 +18,14 @@ use std::{
 /// Longest wait for running transactions to end; clients' new ones wait as long. As in a cutover.
 const REST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Longest wait for what is recorded to be applied, with clients waiting, before a comparison is given up.
+/// Longest time for what is done at rest: clients wait, and a lock or a frozen server would keep them waiting.
+const WORK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Longest wait for what is recorded to be applied, before a comparison is given up. No client waits.
 const APPLY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The same for what little is left when clients wait.
+const REST_APPLY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// One shadow and its database.
 pub struct Mirrored {
@@ -56,6 +62,14 @@ impl Mirrored {
         if self.managed.paused.load(Ordering::SeqCst) {
             return Err(format!("{name} is paused: RESUME {name} first"));
         }
+        // This gate does not stop them, and what they write is mirrored by their process.
+        if let Some(predecessor) = self.managed.predecessor.get()
+            && let Some(left) = predecessor.sessions().await
+        {
+            return Err(format!(
+                "the process that this one has taken over from still serves {left} sessions: wait for their end, or end that process"
+            ));
+        }
         let gate = &self.managed.database.gate;
         gate.close();
         let _open = Opened(gate);
@@ -63,23 +77,42 @@ impl Mirrored {
             let open = gate.active();
             return Err(format!("{open} transactions were still open after {} s (SHOW CLIENTS): try again", REST_TIMEOUT.as_secs()));
         }
-        work.await
+        tokio::time::timeout(WORK_TIMEOUT, work).await.unwrap_or_else(|_| {
+            Err(format!(
+                "a server did not answer within {} s, and clients do not wait longer: look for locks (pg_stat_activity), and try again",
+                WORK_TIMEOUT.as_secs()
+            ))
+        })
     }
 }
 
 #[async_trait]
 impl Boundary for Mirrored {
     async fn at_rest(&self, take: AtRest<'_>) -> Result<(), CdcError> {
+        // Whether it may be tried again is known of what failed; a person decides when clients shall wait once more.
         let work = async {
-            take.await.map_err(|error| error.to_string())?;
-            self.resume();
-            Ok(())
+            let taken = take.await;
+            if taken.is_ok() {
+                self.shadow.route.mirror.record_anew();
+            }
+            Ok(taken)
         };
-        self.while_at_rest(work).await.map_err(|reason| CdcError::Setup(format!("the copy's snapshot was not taken: {reason}")))
+        self.while_at_rest(work).await.map_err(|reason| CdcError::Setup(format!("the copy's snapshot was not taken: {reason}")))?
     }
 
     fn resume(&self) {
         self.shadow.route.mirror.record(true);
+    }
+
+    fn abandon(&self) {
+        self.shadow.route.mirror.abandon();
+    }
+
+    async fn idle(&self) -> Result<(), CdcError> {
+        if self.shadow.route.mirror.at_rest(APPLY_TIMEOUT).await {
+            return Ok(());
+        }
+        Err(CdcError::Timeout { what: "the end of the mirrored transaction that still runs on the shadow".into(), after: APPLY_TIMEOUT })
     }
 
     fn ready(&self) {
@@ -109,12 +142,14 @@ impl validate::Follower for MirrorFollower {
     async fn at_rest(&self, take: validate::AtRest<'_>) -> Result<Self::Hold, String> {
         let mirror = &self.0.shadow.route.mirror;
         // First what has piled up, so that clients wait only for the rest.
-        mirror.drained(APPLY_TIMEOUT).await;
+        let drained = async |timeout| match mirror.drained(timeout).await {
+            true => Ok(()),
+            false => Err(format!("{} mirrored transactions still wait: try again when there are fewer", mirror.waiting())),
+        };
+        drained(APPLY_TIMEOUT).await?;
         self.0
             .while_at_rest(async {
-                if !mirror.drained(APPLY_TIMEOUT).await {
-                    return Err(format!("{} mirrored transactions still wait: try again when there are fewer", mirror.waiting()));
-                }
+                drained(REST_APPLY_TIMEOUT).await?;
                 let hold = self.hold();
                 take.await.map_err(|error| error.to_string())?;
                 Ok(hold)

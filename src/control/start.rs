@@ -39,6 +39,9 @@ use tokio::{
 /// Sessions get this long to end their transactions at shutdown.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Mirrored transactions that wait at the end get this long.
+const MIRROR_DRAIN: Duration = Duration::from_secs(20);
+
 /// Requests to the dashboard that are under way get this long.
 const HTTP_DRAIN: Duration = Duration::from_millis(300);
 
@@ -142,6 +145,9 @@ pub async fn run(path: &Path, takeover: bool) -> Result<(), StartError> {
     let door = front_door(&config, &databases, &handle)?;
     let predecessor = handover.as_ref().map(|handover| handover.predecessor);
     if let Some(predecessor) = predecessor {
+        for managed in &databases {
+            let _ = managed.predecessor.set(predecessor);
+        }
         door.ask_about_strangers(Box::new(move |pid, key| Box::pin(predecessor.cancel(pid, key))));
     }
     let controller = Arc::new(Controller {
@@ -187,6 +193,7 @@ pub async fn run(path: &Path, takeover: bool) -> Result<(), StartError> {
         file.keep();
     }
     if succeeded {
+        drain_mirrors(&controller, MIRROR_DRAIN).await;
         return Ok(());
     }
     tracing::info!("shutting down: no new clients; sessions end when their transaction has ended");
@@ -196,6 +203,7 @@ pub async fn run(path: &Path, takeover: bool) -> Result<(), StartError> {
     while door.connected() > 0 && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    drain_mirrors(&controller, MIRROR_DRAIN).await;
     for managed in &controller.databases {
         for shadow in &managed.shadows {
             let feed = lock(&shadow.feed).take();
@@ -208,6 +216,20 @@ pub async fn run(path: &Path, takeover: bool) -> Result<(), StartError> {
     controller.stop_listening().await;
     tasks.abort_all();
     Ok(())
+}
+
+/// What waits in this process for mirrored shadows is lost to them when it ends.
+async fn drain_mirrors(controller: &Controller, timeout: Duration) {
+    let deadline = Instant::now() + timeout;
+    for managed in &controller.databases {
+        for shadow in managed.shadows.iter().filter(|shadow| shadow.route.mirror.is_applying()) {
+            let mirror = &shadow.route.mirror;
+            if !mirror.drained(deadline.saturating_duration_since(Instant::now())).await {
+                let (name, waiting) = (&managed.database.name, mirror.waiting());
+                tracing::warn!(database = %name, shadow = shadow.name(), waiting, "mirrored transactions are lost to the shadow: VERIFY … REPAIR");
+            }
+        }
+    }
 }
 
 /// Each client takes two descriptors, and shells give 1024 where the system allows many more.
@@ -509,7 +531,7 @@ pub(super) fn resume_feeds(controller: &Controller, managed: &Arc<Managed>, runn
             continue;
         }
         if shadow.config.load().feed == FeedKind::Mirror {
-            managed.start_mirror(shadow, &controller.repository);
+            managed.start_mirror(shadow, &controller.repository, true);
             continue;
         }
         let direction = if shadow.route.target == owner { Direction::Reverse } else { Direction::Forward };

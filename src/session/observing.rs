@@ -26,6 +26,8 @@ use std::{
 const TRANSACTION_BYTES_MAX: usize = 256 << 10;
 /// Statements of a write transaction remembered for rehearsal.
 const TRANSACTION_STEPS_MAX: usize = 200;
+/// Why what follows COMMIT or ROLLBACK without a new beginning is neither rehearsed nor mirrored.
+const GOES_ON: &str = "goes on behind COMMIT or ROLLBACK (AND CHAIN)";
 
 /// A write transaction being remembered.
 #[derive(Debug)]
@@ -273,6 +275,9 @@ impl Relay {
         }
         self.read_on(&mut cycle, latency);
         self.remember(cycle, latency);
+        if status != wire::backend::TransactionStatus::Idle {
+            self.chained();
+        }
         if status == wire::backend::TransactionStatus::Idle {
             self.database.transactions.increment();
             self.offer_reading();
@@ -333,11 +338,17 @@ impl Relay {
         }
         remembered.wrote |= cycle.wrote;
         for executed in cycle.executed {
+            if remembered.committed.is_some() {
+                (remembered.left_out, remembered.not_mirrored) = (Some(GOES_ON), Some(GOES_ON));
+            }
             if let Kind::Transaction(verb) = executed.class.kind {
                 match verb {
                     _ if !executed.class.single => remembered.not_mirrored = Some("several statements in one message"),
-                    TransactionVerb::Commit => remembered.committed = Some(executed.tags.first().is_none_or(|tag| &tag[..] != b"ROLLBACK")),
-                    TransactionVerb::Rollback => remembered.committed = Some(false),
+                    TransactionVerb::Commit => {
+                        let committed = executed.tags.first().is_none_or(|tag| &tag[..] != b"ROLLBACK");
+                        remembered.committed = Some(committed || remembered.committed == Some(true));
+                    }
+                    TransactionVerb::Rollback => remembered.committed = Some(remembered.committed == Some(true)),
                     TransactionVerb::Prepared => remembered.not_mirrored = Some("two-phase commit"),
                     TransactionVerb::Begin { .. } | TransactionVerb::Savepoint => {}
                 }
@@ -385,6 +396,25 @@ impl Relay {
                 tags: executed.tags,
                 owner_latency: alone.then_some(latency),
             });
+        }
+    }
+
+    /// A transaction that has ended and goes on in the next one: what was committed is counted now, whatever becomes of the rest.
+    fn chained(&mut self) {
+        let Some(remembered) = &mut self.remembered else { return };
+        let Some(committed) = remembered.committed.take() else { return };
+        (remembered.left_out, remembered.not_mirrored) = (Some(GOES_ON), Some(GOES_ON));
+        if !std::mem::take(&mut remembered.wrote) || !committed {
+            return;
+        }
+        let route = self.database.route.load();
+        for shadow in &route.shadows {
+            if shadow.mirror.is_recording() {
+                shadow.mirror.diverge(GOES_ON);
+            }
+            if shadow.rehearse.load(Ordering::Relaxed) {
+                shadow.observations.left_out.count(GOES_ON);
+            }
         }
     }
 

@@ -1,5 +1,5 @@
 //! Mirrored writes, applied: for sources where logical decoding cannot be had. Every write transaction that clients end is run on
-//! the shadow as they wrote it, one after another in the order in which they ended, and committed there if it was committed.
+//! the shadow as they wrote it, one after another in the order in which their ends were seen here, and committed there if it was committed.
 //!
 //! What is promised is less than what the change stream promises. The shadow runs statements, not rows: `now()`, `random()` and
 //! sequences under concurrency give it other values; what goes around the proxy never comes; what could not be remembered or failed
@@ -60,7 +60,18 @@ pub struct MirroredTransaction {
 struct Queued {
     transaction: MirroredTransaction,
     at: Instant,
+    /// The copy behind which it was recorded.
+    generation: u64,
     _permit: Permit,
+}
+
+/// What the worker looks at before it begins a transaction.
+#[derive(Default)]
+struct State {
+    /// While above zero nothing is begun.
+    pauses: usize,
+    /// Raised with each copy's snapshot: what was recorded before is in the snapshot, and must not be run again.
+    generation: u64,
 }
 
 /// The writes of one database on their way to one shadow.
@@ -71,8 +82,9 @@ pub struct Mirror {
     budget: Arc<ByteBudget>,
     offered: AtomicU64,
     done: watch::Sender<u64>,
-    /// While above zero nothing is begun.
-    pauses: watch::Sender<usize>,
+    state: watch::Sender<State>,
+    /// Held while a transaction is run.
+    running: tokio::sync::Mutex<()>,
     front: Mutex<Option<Instant>>,
     /// Committed here as on the owner.
     pub applied: Counter,
@@ -87,7 +99,7 @@ pub struct Pause(Arc<ShadowRoute>);
 
 impl Drop for Pause {
     fn drop(&mut self) {
-        self.0.mirror.pauses.send_modify(|pauses| *pauses -= 1);
+        self.0.mirror.state.send_modify(|state| state.pauses -= 1);
     }
 }
 
@@ -102,7 +114,8 @@ impl Mirror {
             budget,
             offered: AtomicU64::new(0),
             done: watch::Sender::new(0),
-            pauses: watch::Sender::new(0),
+            state: watch::Sender::default(),
+            running: tokio::sync::Mutex::default(),
             front: Mutex::default(),
             applied: Counter::default(),
             diverged: Counter::default(),
@@ -115,22 +128,42 @@ impl Mirror {
         self.recording.load(Ordering::Acquire)
     }
 
+    /// What is recorded is run at once: no copy is being made, nothing is being compared.
+    pub fn is_applying(&self) -> bool {
+        self.is_recording() && self.state.borrow().pauses == 0
+    }
+
     /// From the next transaction on, or no more.
     pub fn record(&self, on: bool) {
         self.recording.store(on, Ordering::Release);
+    }
+
+    /// Records behind a snapshot that is being taken, with no transaction open: what waits is in it.
+    pub fn record_anew(&self) {
+        self.state.send_modify(|state| state.generation += 1);
+        self.record(true);
+    }
+
+    /// Records no more and forgets what waits: there is no shadow (yet) that it belongs to.
+    pub fn abandon(&self) {
+        self.record(false);
+        self.state.send_modify(|state| state.generation += 1);
+    }
+
+    /// Waits until no transaction is being run. False: not in time. While paused none is begun.
+    pub async fn at_rest(&self, timeout: Duration) -> bool {
+        tokio::time::timeout(timeout, self.running.lock()).await.is_ok()
     }
 
     /// Takes a transaction; never waits.
     pub fn offer(&self, transaction: MirroredTransaction) {
         let bytes = transaction.steps.iter().map(|step| step.step.operation.bytes() + STEP_BYTES).sum();
         let Some(permit) = self.budget.take(bytes) else { return self.diverge("dropped: memory budget full") };
-        let queued = Queued { transaction, at: Instant::now(), _permit: permit };
-        match self.queue.try_send(queued) {
-            Ok(()) => {
-                self.offered.fetch_add(1, Ordering::AcqRel);
-            }
-            Err(_) => self.diverge("dropped: queue full"),
-        }
+        let Ok(place) = self.queue.try_reserve() else { return self.diverge("dropped: queue full") };
+        // Counted before it can be done: else `drained` could return one too early.
+        self.offered.fetch_add(1, Ordering::AcqRel);
+        let generation = self.state.borrow().generation;
+        place.send(Queued { transaction, at: Instant::now(), generation, _permit: permit });
     }
 
     /// A committed transaction is not on the shadow, or not in the same way.
@@ -156,6 +189,23 @@ impl Mirror {
         tokio::time::timeout(timeout, done.wait_for(|done| *done >= wanted)).await.is_ok_and(|result| result.is_ok())
     }
 
+    /// Waits until a transaction of this generation may be run. `None`: it is in the snapshot of a newer copy.
+    async fn turn(&self, generation: u64) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        let mut state = self.state.subscribe();
+        loop {
+            state.wait_for(|state| state.pauses == 0 || state.generation != generation).await.ok()?;
+            let running = self.running.lock().await;
+            // Paused meanwhile: whoever paused may have looked whether something runs.
+            let state = self.state.borrow();
+            if state.generation != generation {
+                return None;
+            }
+            if state.pauses == 0 {
+                return Some(running);
+            }
+        }
+    }
+
     fn set_front(&self, at: Option<Instant>) {
         *self.front.lock().unwrap_or_else(PoisonError::into_inner) = at;
     }
@@ -163,7 +213,7 @@ impl Mirror {
 
 /// Lets nothing be begun until the guard is dropped.
 pub fn pause(shadow: &Arc<ShadowRoute>) -> Pause {
-    shadow.mirror.pauses.send_modify(|pauses| *pauses += 1);
+    shadow.mirror.state.send_modify(|state| state.pauses += 1);
     Pause(Arc::clone(shadow))
 }
 
@@ -174,15 +224,16 @@ pub async fn apply(database: Arc<Database>, shadow: Arc<ShadowRoute>) {
     // A commit that the shadow forgets in a crash is not run again: they wait for its disk.
     let set_up = "SET default_transaction_read_only = off; SET statement_timeout = '110s'";
     let mut runner = Runner::new(database, shadow.target.clone(), set_up, STATEMENT_LIMIT);
-    let mut pauses = shadow.mirror.pauses.subscribe();
+    let mirror = &shadow.mirror;
     while let Some(queued) = receiver.recv().await {
-        shadow.mirror.set_front(Some(queued.at));
-        if pauses.wait_for(|pauses| *pauses == 0).await.is_err() {
-            return;
+        mirror.set_front(Some(queued.at));
+        if let Some(_running) = mirror.turn(queued.generation).await {
+            carry_out(&mut runner, &shadow, &queued.transaction).await;
         }
-        carry_out(&mut runner, &shadow, &queued.transaction).await;
-        shadow.mirror.set_front(None);
-        shadow.mirror.done.send_modify(|done| *done += 1);
+        mirror.set_front(None);
+        // Gives its bytes back before it counts.
+        drop(queued);
+        mirror.done.send_modify(|done| *done += 1);
     }
 }
 

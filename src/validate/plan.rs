@@ -82,7 +82,16 @@ pub(super) fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// Reads one side's catalog, in the session's snapshot.
+/// [`load`] in a session's snapshot, without keeping the locks that it takes: `pg_partition_tree()` locks every partition until its
+/// transaction ends, and DETACH and DROP would wait as long as a comparison takes.
+pub(super) async fn load_in_snapshot(session: &Session) -> Result<Tables, ValidateError> {
+    session.run("reading the catalog", "SAVEPOINT catalog").await?;
+    let tables = load(session).await?;
+    session.run("reading the catalog", "ROLLBACK TO catalog; RELEASE catalog").await?;
+    Ok(tables)
+}
+
+/// Reads one side's catalog.
 pub(super) async fn load(session: &Session) -> Result<Tables, ValidateError> {
     let fail = |error: tokio_postgres::Error| session.error("reading the catalog", &error);
     let mut tables = Tables::new();

@@ -37,8 +37,8 @@ pub async fn verify<F: Follower>(
         return Err(ValidateError::Connect { side: "owner", reason: "no session was opened".into() });
     };
     let mapping = plan::Mapping { rules: &options.rules, back: options.back };
-    let owner_tables = plan::load(first_owner).await?;
-    let follower_tables = plan::load(first_follower).await?;
+    let owner_tables = plan::load_in_snapshot(first_owner).await?;
+    let follower_tables = plan::load_in_snapshot(first_follower).await?;
     let (plans, mut tables) = plan::decide(&owner_tables, &follower_tables, options.tables.as_deref(), &mapping)?;
     progress.start(plans.len(), plans.iter().map(|plan| plan.rows_estimated).sum());
 

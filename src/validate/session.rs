@@ -24,10 +24,10 @@ impl Drop for Session {
     }
 }
 
-/// SQLSTATE and message, without detail lines: those may hold values.
+/// SQLSTATE and message, without values: detail lines hold them, and messages of classes 22 and 23.
 pub(super) fn describe(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
-        Some(db) => format!("{} (SQLSTATE {})", db.message(), db.code().code()),
+        Some(_) => crate::cdc::describe(error),
         None => match std::error::Error::source(error) {
             Some(source) => format!("{error}: {source}"),
             None => error.to_string(),

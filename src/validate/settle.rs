@@ -63,7 +63,7 @@ impl Settler {
         );
         writer.run("switching triggers off", &settings).await?;
         let follower = Session::open(follower, "follower").await?;
-        let (owner_tables, follower_tables) = (plan::load(&owner).await?, plan::load(&follower).await?);
+        let (owner_tables, follower_tables) = (plan::load_in_snapshot(&owner).await?, plan::load(&follower).await?);
         Ok(Settler { owner, fetch, follower, writer, owner_tables, follower_tables })
     }
 
