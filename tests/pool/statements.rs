@@ -75,6 +75,8 @@ pub async fn constants(stage: &Stage) {
     let zone = |zone: &'static [u8]| [(&b"TimeZone"[..], zone)];
     let (mut utc, mut york) = (stage.raw_with(&zone(b"UTC")).await, stage.raw_with(&zone(b"America/New_York")).await);
     let go = || Request::new().bind("", "s", &[], &[], &[]).execute("", 0);
+    let mut holder = stage.raw().await;
+    holder.query("BEGIN").await; // of the other connection
     run(&mut utc, Request::new().parse("s", text, &[])).await;
     assert_eq!(value(&run(&mut utc, go()).await), "t");
     run(&mut york, Request::new().parse("s", text, &[])).await;
