@@ -7,6 +7,8 @@ mod conversations;
 mod ends;
 #[path = "pool/follow.rs"]
 mod follow;
+#[path = "pool/halves.rs"]
+mod halves;
 #[path = "proxy/harness.rs"]
 mod harness;
 #[path = "proxy/ownership.rs"]
@@ -37,13 +39,16 @@ async fn what_a_client_has_follows_it() {
     let stage = Stage::start("follows", 15, "size = 2", "").await;
     section("a connection is lent for a transaction", states::lent(&stage)).await;
     section("settings follow, and stay away from others", states::settings(&stage)).await;
+    section("settings of what SQL EXECUTE runs follow, too", states::executed(&stage)).await;
     section("settings of the start-up hold, and come back after RESET and DISCARD ALL", states::start_up(&stage)).await;
     section("what pins is said, and released", states::pins(&stage)).await;
     section("LISTEN hears while idle", states::listen(&stage)).await;
     section("a ParameterStatus tells of a hidden SET", states::hidden(&stage)).await;
     section("named statements are prepared where they are missing", statements::named(&stage)).await;
+    section("a statement's constants are its own", statements::constants(&stage)).await;
     section("errors of statements are the server's own", statements::errors(&stage)).await;
     section("DEALLOCATE, DISCARD ALL and SQL PREPARE", statements::sql(&stage)).await;
+    section("what a failed cycle did not prepare is prepared behind it", statements::skipped(&stage)).await;
     section("the unnamed statement outlives its transaction", statements::unnamed(&stage)).await;
     section("a stale plan is prepared again", statements::stale(&stage)).await;
     section("large and many statements", statements::large(&stage)).await;
@@ -57,6 +62,8 @@ async fn a_pool_is_shared_in_order_and_left_clean() {
     section("who waits too long is told why", queue::timeout(&stage)).await;
     section("a cancel hits its own statement only", queue::cancels(&stage)).await;
     section("who leaves inside a transaction leaves nothing", ends::leaves(&stage)).await;
+    section("what a listener has not heard dies with it", ends::notifications(&stage)).await;
+    section("a message that is none is answered to its sender", ends::unknown_messages(&stage)).await;
     section("terminated connections are replaced", ends::terminated(&stage)).await;
     section("PAUSE, RESUME, RECONNECT, RELOAD", ends::operators(&stage)).await;
     section("lifetime and idle time end connections", ends::ages(&stage)).await;
@@ -86,6 +93,12 @@ async fn pools_follow_cutover_and_rollback() {
     section("a dry run changes nothing", ownership::dry_run(&pair)).await;
     section("pinned sessions move and come back", ownership::live_sessions(&pair)).await;
     section("many clients of few connections move and come back", follow::crowd(&pair)).await;
+}
+
+/// Between the server and understudy something that holds the second half of an answer back.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_sent_behind_what_begins_again() {
+    halves::apart().await;
 }
 
 /// pgbench, 200 clients over five connections.

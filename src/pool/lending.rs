@@ -6,7 +6,7 @@ use super::{
     welcome::Welcomes,
 };
 use crate::{auth::ServerLogin, traffic::database::Database};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use std::{
     collections::VecDeque,
     fmt,
@@ -174,6 +174,7 @@ impl Pool {
     /// Takes a connection back, whose last answer has been seen: for the first who waits, or to be parked.
     pub fn put(self: &Arc<Self>, mut server: Server) {
         let now = Instant::now();
+        server.heard = BytesMut::new(); // of one who listened and has gone
         let Some(pooled) = &server.pooled else { return self.close(server) };
         let age = now.saturating_duration_since(pooled.born);
         if server.epoch != self.database.epoch() {

@@ -17,6 +17,16 @@ pub struct Settings(Vec<(String, String)>);
 /// Settings that are not changed through `set_config`.
 const ROLE: &str = "role";
 const SESSION_AUTHORIZATION: &str = "session_authorization";
+/// Those that no statement's meaning depends on.
+const WITHOUT_MEANING: [&str; 7] = [
+    "application_name",
+    "client_min_messages",
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+    "lock_timeout",
+    "statement_timeout",
+    "transaction_timeout",
+];
 /// Settings remembered per session: more than PostgreSQL 18 has.
 const SETTINGS_MAX: usize = 500;
 
@@ -79,10 +89,11 @@ impl Settings {
         self.0.is_empty()
     }
 
-    /// Stands for what decides the meaning of names in a statement.
+    /// Stands for what decides the meaning of a statement when it is prepared: of its names, and of literals, which become
+    /// constants then (`TimeZone`, `DateStyle`, any setting that an input function reads).
     pub fn salt(&self) -> u64 {
         static KEY: OnceLock<RandomState> = OnceLock::new();
-        let decides = (self.get("search_path"), self.get(ROLE), self.get(SESSION_AUTHORIZATION));
+        let decides: Vec<_> = self.0.iter().filter(|(name, _)| !WITHOUT_MEANING.contains(&name.as_str())).collect();
         KEY.get_or_init(RandomState::new).hash_one(decides)
     }
 
@@ -167,7 +178,8 @@ fn switches(options: &str) -> Result<Vec<(String, String)>, String> {
     Ok(found)
 }
 
-/// The one setting that a statement of the form `SET [SESSION] name {TO | =} …` names. `None`: it may be any.
+/// The one setting that a statement of the form `SET [SESSION] name {TO | =} …` names. `None`: it may be any, or it is set
+/// back, and then what the client said at its start-up counts.
 pub fn one_setting(text: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(text).ok()?;
     let text = text.trim_start();
@@ -179,6 +191,9 @@ pub fn one_setting(text: &[u8]) -> Option<String> {
     let mut name = next()?;
     if name == "session" {
         name = next()?;
+    }
+    if words.any(|word| ["default", "local"].iter().any(|back| word.to_ascii_lowercase().contains(back))) {
+        return None;
     }
     let plain = |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.'));
     match name.as_str() {
@@ -230,6 +245,15 @@ mod tests {
     }
 
     #[test]
+    fn a_salt_stands_for_what_statements_mean() {
+        let salt = |pairs: &[(&str, &str)]| settings(pairs).salt();
+        assert_eq!(salt(&[]), salt(&[("application_name", "x"), ("statement_timeout", "1s")]));
+        for name in ["timezone", "datestyle", "search_path", "role", "app.locale"] {
+            assert_ne!(salt(&[]), salt(&[(name, "x")]), "{name}");
+        }
+    }
+
+    #[test]
     fn the_setting_that_a_text_names() {
         for (text, name) in [
             ("SET search_path TO a, b", Some("search_path")),
@@ -246,6 +270,10 @@ mod tests {
             ("SET \"Weird\" = 1", None),
             ("SELECT set_config('a', 'b', false)", None),
             ("RESET ALL", None),
+            ("SET work_mem TO DEFAULT", None),
+            ("set timezone=default;", None),
+            ("SET TIME ZONE LOCAL", None),
+            ("SET default_transaction_read_only = on", Some("default_transaction_read_only")),
         ] {
             assert_eq!(one_setting(text.as_bytes()).as_deref(), name, "{text}");
         }

@@ -1,7 +1,7 @@
 //! What clients are told at the end of their log-in, without a server where it is known; and making a connection's settings
 //! a client's.
 
-use super::{Parameters, Pool, PoolError, Server, Settings, Taken, lock};
+use super::{Parameters, Pool, PoolError, Server, Settings, Taken, literal, lock};
 use crate::wire::backend::ErrorFields;
 use bytes::Bytes;
 use std::{
@@ -101,10 +101,19 @@ pub async fn bring(server: &mut Server, wanted: &Arc<Settings>) -> Result<(), Op
     if !text.is_empty() {
         // the text is UTF-8, and must arrive as that
         let encoding = server.parameters.get(b"client_encoding");
-        if wanted.needs_utf8() && encoding.is_some_and(|encoding| &encoding[..] != b"UTF8") {
+        let other = wanted.needs_utf8() && encoding.is_some_and(|encoding| &encoding[..] != b"UTF8");
+        if other {
             server.run("SET client_encoding = 'UTF8'").await?;
         }
         server.run(&text).await?;
+        if other {
+            // the text does not name it where both sides have the same
+            let back = match wanted.get("client_encoding") {
+                Some(encoding) => format!("SET client_encoding = {}", literal(encoding)),
+                None => "RESET client_encoding".to_owned(),
+            };
+            server.run(&back).await?;
+        }
     }
     if let Some(pooled) = &mut server.pooled {
         pooled.settings = wanted.clone();

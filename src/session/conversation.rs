@@ -295,9 +295,9 @@ impl Conversation {
     }
 
     /// Every message of the client that has been taken is answered. Not so, and nothing is owed: the server may be at work, or keep
-    /// its answers until a Flush or Sync.
+    /// its answers until a Flush or Sync. What it skips behind an error is answered by that.
     pub fn is_answered(&self) -> bool {
-        self.cycles.iter().all(|cycle| cycle.unanswered == 0)
+        self.cycles.iter().all(|cycle| cycle.unanswered == 0 || cycle.skipping)
     }
 
     /// A COPY waits for the client's data.
@@ -537,10 +537,19 @@ impl Conversation {
     fn inject(&mut self, name: &[u8]) -> Option<BytesMut> {
         let generation = self.generation;
         let (statement, parsed_here) = self.lookup(name)?;
-        if parsed_here || statement.prepared_on == generation {
+        // by an earlier cycle of the pipeline: an error there may skip that
+        let injected = |pending: &Pending| matches!(pending, Pending::Injected { name: injected, .. } if injected == name);
+        let uncertain = self.cycles.iter().take(self.earlier_cycles()).any(|cycle| cycle.pending.iter().any(injected));
+        if parsed_here || (statement.prepared_on == generation && !uncertain) {
             return None;
         }
         let mut bytes = BytesMut::new();
+        if uncertain {
+            naming::put_close(&mut bytes, name);
+            let cycle = self.open();
+            (cycle.extended, cycle.unanswered) = (true, cycle.unanswered + 1);
+            cycle.pending.push_back(Pending::InjectedClose);
+        }
         statement.parse.put_as(&mut bytes, name);
         let name = Bytes::copy_from_slice(name);
         if let Some(stored) = self.statements.get_mut(&name) {
@@ -633,7 +642,12 @@ impl Conversation {
         }
         match tag {
             b'1' => match cycle.pending.pop_front() {
-                Some(Pending::Injected { .. }) => return FromServer::Swallow,
+                Some(Pending::Injected { name, .. }) => {
+                    if let Some(stored) = self.statements.get_mut(&name) {
+                        stored.prepared_on = self.generation; // an earlier try may have failed
+                    }
+                    return FromServer::Swallow;
+                }
                 Some(Pending::Parse { name, statement }) => self.remember(name, statement),
                 Some(Pending::LargeParse { name }) => {
                     self.statements.remove(&name);

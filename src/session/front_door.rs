@@ -58,6 +58,9 @@ pub(super) enum CancelTarget {
     Queue(Arc<Notify>),
 }
 
+/// A server that counts as being cancelled.
+pub(super) struct Announced(Arc<Backend>);
+
 /// Where a session's requests are.
 type Cancellable = (Arc<Mutex<CancelTarget>>, Arc<SessionInfo>);
 
@@ -287,19 +290,31 @@ impl FrontDoor {
             session.mailbox.post(); // it answers by itself: its server has nothing to cancel, and must not get it late
             return;
         }
-        let backend = {
-            // announced under the lock: whoever aims the session elsewhere afterwards sees it
-            let target = target.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            match &*target {
-                CancelTarget::Nobody => return,
-                CancelTarget::Queue(notify) => return notify.notify_one(),
-                CancelTarget::Server(backend) => {
-                    self.cancels_running.fetch_add(1, Ordering::SeqCst);
-                    *self.cancelling.entry(address(backend)).or_insert(0) += 1;
-                    backend.clone()
-                }
+        if let Some(announced) = self.announce_cancel(&target) {
+            self.send_cancel(announced).await;
+        }
+    }
+
+    /// Whoever works for a session is about to get a CancelRequest: [`FrontDoor::send_cancel`] must follow. `None`: nobody has to.
+    pub(super) fn announce_cancel(&self, target: &Mutex<CancelTarget>) -> Option<Announced> {
+        // under the lock: whoever aims the session elsewhere afterwards sees it
+        let target = target.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        match &*target {
+            CancelTarget::Nobody => None,
+            CancelTarget::Queue(notify) => {
+                notify.notify_one();
+                None
             }
-        };
+            CancelTarget::Server(backend) => {
+                self.cancels_running.fetch_add(1, Ordering::SeqCst);
+                *self.cancelling.entry(address(backend)).or_insert(0) += 1;
+                Some(Announced(backend.clone()))
+            }
+        }
+    }
+
+    /// Until the server has confirmed.
+    pub(super) async fn send_cancel(&self, Announced(backend): Announced) {
         let announced = address(&backend);
         if let Err(error) = backend::cancel(&backend.target.url, backend.pid, &backend.key).await {
             tracing::warn!(%error, server = %backend.target.name, "cannot pass a cancel request on");

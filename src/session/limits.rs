@@ -1,17 +1,14 @@
 //! What clients must keep to. Sizes are looked at where a message begins; times by one task for all sessions, which looks at
 //! their [`Pulse`](crate::traffic::pulse::Pulse): no session has a timer, and none is touched per query.
 
-use super::{
-    front_door::{CancelTarget, FrontDoor},
-    relay::Relay,
-};
+use super::{front_door::FrontDoor, relay::Relay};
 use crate::{
-    backend,
     net::TcpConfig,
     traffic::{database::monotonic_ms, pulse::Activity},
     wire::{MESSAGE_BYTES_MAX, backend::TransactionStatus},
 };
 use std::{
+    borrow::Cow,
     io,
     sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
@@ -41,6 +38,18 @@ pub struct Limits {
     pub query: Option<Duration>,
     /// How dead clients are noticed.
     pub tcp: TcpConfig,
+}
+
+impl Farewell {
+    /// To a message that no client may send, if this is one; PostgreSQL's words (`SocketBackend`, `src/backend/tcop/postgres.c`). It
+    /// would be the server's to say, but nothing that a client asks for is answered by it: whom a pooled connection is lent to
+    /// next would hear it.
+    #[inline]
+    pub fn to_unknown(tag: u8) -> Option<Farewell> {
+        let known = matches!(tag, b'Q' | b'P' | b'B' | b'D' | b'E' | b'C' | b'H' | b'S' | b'F' | b'X' | b'd' | b'c' | b'f');
+        let message = || Cow::Owned(format!("invalid frontend message type {tag}"));
+        (!known).then(|| Farewell { code: "08P01", message: message(), hint: None })
+    }
 }
 
 impl Limits {
@@ -83,38 +92,38 @@ pub(super) async fn watch(door: Weak<FrontDoor>) {
 }
 
 /// What a client is told before its connection ends, once everything it has asked for is answered.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Farewell {
     pub code: &'static str,
-    pub message: &'static str,
+    pub message: Cow<'static, str>,
     pub hint: Option<&'static str>,
 }
 
 /// A length that cannot be; PostgreSQL's words (`pq_getmessage`, `src/backend/libpq/pqcomm.c`), which it gives to its log only.
-pub(super) static LENGTH: Farewell = Farewell { code: "08P01", message: "invalid message length", hint: None };
+pub(super) static LENGTH: Farewell = Farewell { code: "08P01", message: Cow::Borrowed("invalid message length"), hint: None };
 pub(super) static TOO_LONG: Farewell = Farewell {
     code: "54000",
-    message: "this message is longer than understudy lets clients send",
+    message: Cow::Borrowed("this message is longer than understudy lets clients send"),
     hint: Some("send less at once, or raise max_message in proxy.toml"),
 };
 pub(super) static TOO_MUCH: Farewell = Farewell {
     code: "53200",
-    message: "this client's prepared statements and unanswered requests take more memory than understudy gives to one",
+    message: Cow::Borrowed("this client's prepared statements and unanswered requests take more memory than understudy gives to one"),
     hint: Some("close prepared statements, send shorter pipelines, or raise client_memory in proxy.toml"),
 };
 static IDLE_IN_TRANSACTION: Farewell = Farewell {
     code: "25P03",
-    message: "terminating connection due to idle-in-transaction timeout",
+    message: Cow::Borrowed("terminating connection due to idle-in-transaction timeout"),
     hint: Some("idle_in_transaction_timeout in proxy.toml says how long a transaction may wait for its client"),
 };
 static IDLE: Farewell = Farewell {
     code: "57P05",
-    message: "terminating connection due to idle-session timeout",
+    message: Cow::Borrowed("terminating connection due to idle-session timeout"),
     hint: Some("client_idle_timeout in proxy.toml says how long a client may ask for nothing"),
 };
 static QUERY: Farewell = Farewell {
     code: "57014",
-    message: "terminating connection due to query timeout",
+    message: Cow::Borrowed("terminating connection due to query timeout"),
     hint: Some("query_timeout in proxy.toml says how long a request may take"),
 };
 
@@ -182,16 +191,15 @@ impl Relay {
             Some(Activity::InTransaction | Activity::Halfway) => &IDLE_IN_TRANSACTION,
             Some(Activity::Busy) => {
                 // a server that works does not look whether its client is still there
-                let target = self.cancel.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
-                if let CancelTarget::Server(server) = target {
-                    tokio::spawn(async move {
-                        let _ = backend::cancel(&server.target.url, server.pid, &server.key).await;
-                    });
+                let works = self.conversation.owes_answers() || !self.conversation.is_answered();
+                if let Some(announced) = works.then(|| self.door.announce_cancel(&self.cancel)).flatten() {
+                    let door = self.door.clone();
+                    tokio::spawn(async move { door.send_cancel(announced).await });
                 }
                 &QUERY
             }
         };
-        tracing::info!(session = self.info.id, sqlstate = farewell.code, reason = farewell.message, "a client has come to a limit");
+        tracing::info!(session = self.info.id, sqlstate = farewell.code, reason = &*farewell.message, "a client has come to a limit");
         self.say_goodbye(farewell)
     }
 }

@@ -346,6 +346,7 @@ impl Relay {
                 });
             }
         }
+        self.to_client.extend_from_slice(&std::mem::take(&mut server.heard));
         (self.server_gone, self.server_skip) = (false, 0);
         self.conversation.generation += 1;
         self.info.epoch.store(route.epoch, Ordering::SeqCst);
@@ -394,6 +395,9 @@ impl Relay {
             true => Some(Vec::new()),
             false => ask(server, &custom).await,
         };
+        // between two messages, for the session is between two transactions
+        self.to_client.extend_from_slice(&std::mem::take(&mut server.heard));
+        attachment.server.heard.clear(); // of channels that it may not listen to any more
         let (Some(settings), Some(custom), true) = (&settings, &custom, channels.is_some() && prepared.is_some()) else {
             // going on with another search_path or role than the client has set would be worse than an end
             self.server_gone = true;

@@ -50,7 +50,7 @@ pub(super) struct Pooling {
     /// Borrowed, and not yet ready.
     unready: Option<Box<Server>>,
     waiting: Option<Waiting>,
-    /// The running cycle, as the client sent it.
+    /// The running cycle, as the client sent it, if a transaction has begun with it; empty behind its end.
     again: BytesMut,
     /// Its error has been kept back; its ReadyForQuery is still to come.
     begins_again: bool,
@@ -85,6 +85,12 @@ impl Pooling {
     #[inline]
     pub fn is_refusing(&self) -> bool {
         self.refusing
+    }
+
+    /// The cycle that is being answered is to be sent again: until its ReadyForQuery nothing may stand behind it.
+    #[inline]
+    pub fn is_beginning_again(&self) -> bool {
+        self.begins_again
     }
 }
 
@@ -301,6 +307,14 @@ impl Relay {
         }
     }
 
+    /// The cycle at the front has been answered: another one's error must not send it again.
+    #[inline]
+    pub(super) fn forget_again(&mut self) {
+        if let Some(pooling) = &mut self.pooling {
+            pooling.again.clear();
+        }
+    }
+
     /// An error of the server, `run` bytes behind the front of its buffer. True: it was kept back, because its cause is that the
     /// connection is not what the client takes it for; the cycle begins again when the server is ready.
     pub(super) fn begins_again(&mut self, run: usize, header: Header) -> bool {
@@ -321,7 +335,7 @@ impl Relay {
             known.clear(); // prepared anew when they are used next
         }
         let Some(pooling) = self.pooling.as_mut().filter(|pooling| may_repeat && !pooling.again.is_empty()) else { return false };
-        if !self.conversation.is_unanswered() {
+        if !self.conversation.is_unanswered() || self.conversation.status() != TransactionStatus::Idle {
             return false;
         }
         pooling.begins_again = true;
@@ -548,7 +562,10 @@ impl Relay {
             return;
         }
         self.aim_cancel(CancelTarget::Nobody);
-        let Some(server) = self.server.take() else { return };
+        let Some(mut server) = self.server.take() else { return };
+        if let (Some(pooled), Some(known)) = (&mut server.pooled, self.conversation.known.take()) {
+            pooled.known = known; // what it may hold at most is in there
+        }
         let Some(pool) = server.pooled.as_ref().and_then(|pooled| pooled.pool()) else {
             if !self.server_gone {
                 server.terminate().await;

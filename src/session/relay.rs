@@ -24,6 +24,7 @@ use crate::{
 };
 use bytes::{Buf, BytesMut};
 use std::{
+    borrow::Cow,
     future::poll_fn,
     io,
     sync::{Arc, Mutex, atomic::Ordering},
@@ -45,8 +46,8 @@ const DRAIN_GRACE: Duration = Duration::from_secs(30);
 const LINGER: Duration = Duration::from_secs(10);
 
 pub(super) static TERMINATED: Farewell =
-    Farewell { code: "57P01", message: "terminating connection due to administrator command", hint: None };
-pub(super) static CLOSING: Farewell = Farewell { code: "57P01", message: "understudy is shutting down", hint: None };
+    Farewell { code: "57P01", message: Cow::Borrowed("terminating connection due to administrator command"), hint: None };
+pub(super) static CLOSING: Farewell = Farewell { code: "57P01", message: Cow::Borrowed("understudy is shutting down"), hint: None };
 
 /// One session.
 pub(super) struct Relay {
@@ -88,7 +89,7 @@ pub(super) struct Relay {
     pub client_reads: u64,
     pub bounds: Bounds,
     /// The client is told this and the session ends, once what it asked for before is answered.
-    farewell: Option<&'static Farewell>,
+    farewell: Option<Farewell>,
     /// The client may still be sending what was refused.
     lingers: bool,
     pub server_gone: bool,
@@ -296,7 +297,7 @@ impl Relay {
             let left = self.client_ended && !held && self.to_client.is_empty() && !self.conversation.owes_answers();
             if (self.client_gone || left) && self.to_server.is_empty() {
                 return match self.farewell.take() {
-                    Some(farewell) => self.say_goodbye(farewell),
+                    Some(farewell) => self.say_goodbye(&farewell),
                     None => Ok(()),
                 };
             }
@@ -379,8 +380,8 @@ impl Relay {
         }
     }
 
-    pub(super) fn say_goodbye(&mut self, farewell: &'static Farewell) -> Result<(), io::Error> {
-        self.say_last(farewell.code, farewell.message, farewell.hint)
+    pub(super) fn say_goodbye(&mut self, farewell: &Farewell) -> Result<(), io::Error> {
+        self.say_last(farewell.code, &farewell.message, farewell.hint)
     }
 
     /// Ends the session with an error.
@@ -392,7 +393,7 @@ impl Relay {
     }
 
     /// Nothing more is taken from the client. What it asked for before (`run` bytes) is still carried out and answered.
-    fn refuse_rest(&mut self, run: usize, farewell: &'static Farewell) -> Next {
+    fn refuse_rest(&mut self, run: usize, farewell: Farewell) -> Next {
         self.forward_client(run);
         self.from_client.clear();
         (self.client_ended, self.farewell, self.lingers) = (true, Some(farewell), true);
@@ -431,6 +432,9 @@ impl Relay {
         if self.pooling.as_ref().is_some_and(|pooling| pooling.is_refusing()) && !self.refuse_cycle()? {
             return Ok(Next::Io);
         }
+        if self.pooling.as_ref().is_some_and(|pooling| pooling.is_beginning_again()) {
+            return Ok(Next::Io);
+        }
         let mut run = 0; // contiguous bytes at the front of `from_client` that are forwarded as they are
         let next = loop {
             let rest = self.from_client.get(run..).unwrap_or_default();
@@ -447,10 +451,15 @@ impl Relay {
             let header = match wire::peek(rest) {
                 Ok(Some(header)) => header,
                 Ok(None) => break Next::Io,
-                Err(WireError::Length(_) | WireError::Truncated(_)) => return Ok(self.refuse_rest(run, &LENGTH)),
+                Err(WireError::Length(_) | WireError::Truncated(_)) => return Ok(self.refuse_rest(run, LENGTH.clone())),
             };
             if header.len > self.bounds.message_bytes_max {
-                return Ok(self.refuse_rest(run, &TOO_LONG));
+                return Ok(self.refuse_rest(run, TOO_LONG.clone()));
+            }
+            if self.pooling.is_some()
+                && let Some(farewell) = Farewell::to_unknown(header.tag)
+            {
+                return Ok(self.refuse_rest(run, farewell));
             }
             if self.conversation.is_full() && !matches!(header.tag, b'd' | b'c' | b'f') {
                 break Next::Io; // the server answers first
@@ -534,7 +543,7 @@ impl Relay {
             let forward = self.conversation.from_client(header.tag, body, &self.database.classifier);
             self.conversation.class_ahead = None;
             if self.conversation.memory.is_over {
-                return Ok(self.refuse_rest(run, &TOO_MUCH));
+                return Ok(self.refuse_rest(run, TOO_MUCH.clone()));
             }
             if matches!(header.tag, b'Q' | b'S') {
                 if let Some(text) = self.conversation.take_schema_text() {
@@ -668,6 +677,7 @@ impl Relay {
                 }
                 FromServer::Finished(finished) => {
                     run += header.len;
+                    self.forget_again();
                     if finished.cycle.capture.is_some() || self.remembered.is_some() {
                         self.forward_server(run); // handing copies over is not for the client to wait for
                         run = 0;

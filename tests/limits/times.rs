@@ -30,14 +30,23 @@ async fn of_the_server(stage: &Stage, setting: &str, begin: &str) -> (String, St
 
 pub async fn idle_in_transaction(stage: &Stage) {
     let words = of_the_server(stage, "idle_in_transaction_session_timeout", "BEGIN").await;
-    let [mut lazy, mut half, mut copying, mut outside, mut busy, mut diligent] =
-        [stage.raw().await, stage.raw().await, stage.raw().await, stage.raw().await, stage.raw().await, stage.raw().await];
+    let [mut lazy, mut half, mut failed, mut copying, mut outside, mut busy, mut diligent] = [
+        stage.raw().await,
+        stage.raw().await,
+        stage.raw().await,
+        stage.raw().await,
+        stage.raw().await,
+        stage.raw().await,
+        stage.raw().await,
+    ];
     for raw in [&mut lazy, &mut busy, &mut diligent] {
         raw.query("BEGIN").await;
     }
     lazy.query("INSERT INTO item VALUES (1, 1, 'never')").await;
     half.send(&Request::new().parse("", "SELECT 1", &[]).bind("", "", &[], &[], &[]).flush().0).await;
     assert_eq!([half.receive().await.tag, half.receive().await.tag], *b"12");
+    failed.send(&Request::new().parse("", "SELEC 1", &[]).bind("", "", &[], &[], &[]).execute("", 0).flush().0).await;
+    assert_eq!(failed.receive().await.tag, b'E');
     copying.send(&Request::new().query("COPY item FROM STDIN").copy_data(b"2\t2\t").0).await;
     assert_eq!(copying.receive().await.tag, b'G');
     with(stage, "idle_in_transaction_timeout = \"1500ms\"", async {
@@ -52,7 +61,7 @@ pub async fn idle_in_transaction(stage: &Stage) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         assert!(longest > Duration::from_secs(1) || tags(&diligent.query("COMMIT").await) == "CZ", "it was never idle for long");
-        for raw in [&mut lazy, &mut half, &mut copying] {
+        for raw in [&mut lazy, &mut half, &mut failed, &mut copying] {
             assert_eq!(last_words(raw).await, words);
         }
         assert_eq!(tags(&busy.until_ready(1).await), "TDCZ");

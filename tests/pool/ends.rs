@@ -6,6 +6,7 @@ use crate::{
     stage::{Stage, pid},
     support::Shutdown,
 };
+use understudy::wire::backend::ErrorFields;
 
 pub async fn leaves(stage: &Stage) {
     let admin = stage.direct().await;
@@ -32,7 +33,8 @@ pub async fn leaves(stage: &Stage) {
             }
             "in a statement" => {
                 raw.send(&Request::new().query("SELECT pg_sleep(1000)").0).await;
-                wait_until("it runs", PATIENCE, || async { ask(&admin, active).await != "0" }).await;
+                let runs = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND state = 'active' AND wait_event = 'PgSleep'";
+                wait_until("it runs", PATIENCE, || async { ask(&admin, runs).await != "0" }).await;
                 // gone for good: the answer could not be delivered
                 socket2::SockRef::from(&raw.stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
             }
@@ -58,6 +60,43 @@ pub async fn leaves(stage: &Stage) {
     raw.send(&Request::new().query("UPDATE item SET v = 77 WHERE id = 7").raw(b'X', b"").0).await;
     raw.until_closed().await;
     assert_eq!(next.value("SELECT v FROM item WHERE id = 7").await, "77");
+}
+
+/// What a listener that has gone was still to hear is nobody's.
+pub async fn notifications(stage: &Stage) {
+    let admin = stage.direct().await;
+    let mut listener = stage.raw().await;
+    listener.query("LISTEN news").await;
+    listener.query("BEGIN").await; // until its end the server keeps what it hears
+    admin.batch_execute("NOTIFY news, 'late'").await.unwrap();
+    drop(listener);
+    let mut next = stage.raw().await;
+    assert_eq!(tags(&next.query("SET statement_timeout = 0").await), "CZ"); // understudy asks something behind it
+    assert_eq!(tags(&next.query("SELECT 1").await), "TDCZ");
+}
+
+/// A message that is none: the answer is its sender's, and nobody else hears of it.
+pub async fn unknown_messages(stage: &Stage) {
+    for (tag, batch, number) in [(b'z', false, "122"), (b'p', false, "112"), (b'z', true, "122")] {
+        let mut raw = stage.raw().await;
+        raw.query("SELECT 1").await;
+        let request = if batch { Request::new().run("SELECT 2") } else { Request::new() };
+        raw.send(&request.raw(tag, b"what").0).await;
+        let seen = raw.until_closed().await;
+        let last = ErrorFields::parse(&seen.last().unwrap().body);
+        let message = format!("invalid frontend message type {number}");
+        assert_eq!((last.severity.as_str(), last.code.as_str(), last.message), ("FATAL", "08P01", message));
+        let mut next = stage.raw().await;
+        assert_eq!(tags(&next.query("SELECT 3").await), "TDCZ");
+    }
+    // also of one that waits for a connection meanwhile
+    let (mut holder, mut raw, mut waits) = (stage.raw().await, stage.raw().await, stage.raw().await);
+    holder.query("BEGIN").await;
+    raw.send(&Request::new().raw(b'z', b"what").0).await;
+    waits.send(&Request::new().query("SELECT 4").0).await;
+    assert_eq!(codes(&raw.until_closed().await), ["08P01"]);
+    holder.query("COMMIT").await;
+    assert_eq!(tags(&waits.until_ready(1).await), "TDCZ");
 }
 
 pub async fn terminated(stage: &Stage) {

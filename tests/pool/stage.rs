@@ -23,6 +23,11 @@ pub struct Stage {
 impl Stage {
     /// `pool`: lines of `[proxy.pool]`; `more`: of `[proxy]`.
     pub async fn start(name: &str, major: u32, pool: &str, more: &str) -> Stage {
+        Self::start_behind(name, major, pool, more, |port| port).await
+    }
+
+    /// `way`: from the server's port to the one under which understudy finds it.
+    pub async fn start_behind(name: &str, major: u32, pool: &str, more: &str, way: impl FnOnce(u16) -> u16) -> Stage {
         let server = Server::start(major, Options::default()).await.unwrap();
         server.create_database("shop").await.unwrap();
         let admin = server.connect("shop").await.unwrap();
@@ -34,9 +39,11 @@ impl Stage {
             )
             .await
             .unwrap();
+        let mut source = server.superuser_url("shop");
+        source.port = way(source.port);
         let text = format!(
             "[proxy.pool]\n{pool}\n{AUTH}[[database]]\nname = \"shop\"\nsource = \"{}\"\n[[database.user]]\nname = \"app\"\npassword = \"{}\"\n",
-            url_text(&server.superuser_url("shop")),
+            url_text(&source),
             server.app_password().expose()
         );
         let proxy = Proxy::start(name, &format!("pool_mode = \"transaction\"\n{more}"), &text);

@@ -69,6 +69,29 @@ pub async fn named(stage: &Stage) {
     }
 }
 
+/// Literals become constants when a statement is prepared: under whose settings must not depend on who came first.
+pub async fn constants(stage: &Stage) {
+    let text = "SELECT timestamptz '2024-01-01 00:00' = timestamptz '2024-01-01 00:00+00'";
+    let zone = |zone: &'static [u8]| [(&b"TimeZone"[..], zone)];
+    let (mut utc, mut york) = (stage.raw_with(&zone(b"UTC")).await, stage.raw_with(&zone(b"America/New_York")).await);
+    let go = || Request::new().bind("", "s", &[], &[], &[]).execute("", 0);
+    run(&mut utc, Request::new().parse("s", text, &[])).await;
+    assert_eq!(value(&run(&mut utc, go()).await), "t");
+    run(&mut york, Request::new().parse("s", text, &[])).await;
+    for (raw, expected) in [(&mut utc, "t"), (&mut york, "f")] {
+        assert_eq!(value(&run(raw, go()).await), expected);
+    }
+    // who changes its settings behind the Parse does not prepare for others under them
+    let (mut mover, mut other) = (stage.raw_with(&zone(b"UTC")).await, stage.raw_with(&zone(b"UTC")).await);
+    for raw in [&mut mover, &mut other] {
+        run(raw, Request::new().parse("s", text, &[])).await;
+    }
+    mover.query("SET TimeZone = 'Asia/Tokyo'").await;
+    york.query("DEALLOCATE ALL").await; // whoever comes next prepares anew
+    run(&mut mover, go()).await;
+    assert_eq!(value(&run(&mut other, go()).await), "t");
+}
+
 pub async fn errors(stage: &Stage) {
     let (mut pooled, mut direct) = (stage.raw().await, direct(stage).await);
     let requests = [
@@ -174,6 +197,21 @@ pub async fn sql(stage: &Stage) {
     assert_eq!(value(&run(&mut victim, there("v")).await), "there", "prepared again, and no error seen");
 }
 
+/// What understudy prepares in a cycle that fails is not there for the one behind it.
+pub async fn skipped(stage: &Stage) {
+    let (mut one, mut other) = (stage.raw().await, stage.raw().await);
+    let fails = || Request::new().bind("", "twice", &[], &[], &[]).execute("", 0);
+    let prepared = Request::new().parse("twice", "INSERT INTO item VALUES (1, 1)", &[]).parse("there", "SELECT 'there'", &[]);
+    run(&mut one, prepared.parse("same", "SELECT 'there'", &[])).await;
+    for first in [fails().bind("", "there", &[], &[], &[]), fails().parse("third", "SELECT 'there'", &[])] {
+        other.query("DEALLOCATE ALL").await; // on the connection nothing is prepared
+        one.send(&first.execute("", 0).sync().bind("", "same", &[], &[], &[]).execute("", 0).sync().0).await;
+        let seen = one.until_ready(2).await;
+        assert_eq!((tags(&seen).as_str(), codes(&seen)), ("2EZ2DCZ", vec!["23505".to_owned()]));
+        assert_eq!(value(&seen), "there");
+    }
+}
+
 pub async fn unnamed(stage: &Stage) {
     let (mut one, mut two) = (stage.raw().await, stage.raw().await);
     let go = || Request::new().bind("", "", &[], &[], &[]).execute("", 0);
@@ -199,7 +237,8 @@ pub async fn stale(stage: &Stage) {
     let admin = stage.direct().await;
     let go = |name: &str| Request::new().bind("", name, &[], &[], &[]).describe(b'P', "").execute("", 0);
     admin.batch_execute("CREATE TABLE bent (a int); INSERT INTO bent VALUES (1); GRANT ALL ON bent TO PUBLIC").await.unwrap();
-    let (mut one, mut two) = (stage.raw().await, stage.raw().await);
+    let (mut one, mut two, mut holder) = (stage.raw().await, stage.raw().await, stage.raw().await);
+    holder.query("BEGIN").await; // of the other connection: there nothing would be stale
     for raw in [&mut one, &mut two] {
         run(raw, Request::new().parse("bent", "SELECT * FROM bent", &[])).await;
         assert_eq!(tags(&run(raw, go("bent")).await), "2TDCZ");
@@ -217,11 +256,32 @@ pub async fn stale(stage: &Stage) {
     assert_eq!(codes(&run(&mut one, go("bent")).await), ["0A000"]);
     one.query("ROLLBACK").await;
     assert_eq!(tags(&run(&mut one, go("bent")).await), "2TDCZ");
-    // a later cycle of a pipeline likewise
+    // nor with others behind it in a pipeline
     admin.batch_execute("ALTER TABLE bent ADD d int").await.unwrap();
     one.send(&go("bent").sync().bind("", "bent", &[], &[], &[]).execute("", 0).sync().0).await;
-    one.until_ready(2).await;
+    let seen = one.until_ready(2).await;
+    assert_eq!((tags(&seen).as_str(), codes(&seen)), ("EZEZ", vec!["0A000".to_owned(); 2]));
     assert_eq!(tags(&run(&mut one, go("bent")).await), "2TDCZ");
+    // what stands before it is done once, and its answer is its own
+    admin.batch_execute("CREATE TABLE done (k int); GRANT ALL ON done TO PUBLIC").await.unwrap();
+    run(&mut one, Request::new().parse("done", "INSERT INTO done VALUES (1)", &[]).parse("begin", "BEGIN", &[])).await;
+    let bad = [(true, "bent", "0A000"), (true, "never", "26000"), (false, "never", "26000")];
+    for (number, (pipelined, name, code)) in bad.into_iter().enumerate() {
+        admin.batch_execute(&format!("ALTER TABLE bent ADD more{number} int")).await.unwrap();
+        let seen = if pipelined {
+            one.send(&go("done").sync().0.into_iter().chain(go(name).sync().0).collect::<Vec<u8>>()).await;
+            one.until_ready(2).await
+        } else {
+            let mut seen = run(&mut one, go("done")).await;
+            seen.extend(run(&mut one, go(name)).await);
+            seen
+        };
+        assert_eq!((tags(&seen).as_str(), codes(&seen)), ("2nCZEZ", vec![code.to_owned()]), "{name}");
+        assert_eq!(one.value("SELECT count(*) FROM done").await, (number + 1).to_string(), "{name}");
+    }
+    assert_eq!(tags(&run(&mut one, Request::new().bind("", "begin", &[], &[], &[]).execute("", 0)).await), "2CZ");
+    assert_eq!(codes(&run(&mut one, go("never")).await), ["26000"], "not 25P02: the transaction was sound until then");
+    one.query("ROLLBACK").await;
     // who does not ask for the columns believes in those that it knows: the error is the client's, as from a server
     let mut known = stage.raw().await;
     run(&mut known, Request::new().parse("known", "SELECT * FROM bent ORDER BY a", &[]).describe(b'S', "known")).await;

@@ -90,6 +90,18 @@ pub async fn settings(stage: &Stage) {
     }
 }
 
+/// A statement prepared by SQL is run by a text that says nothing of what it does.
+pub async fn executed(stage: &Stage) {
+    let (mut raw, mut other, mut holder) = (stage.raw().await, stage.raw().await, stage.raw().await);
+    holder.query("BEGIN").await; // of the other connection
+    raw.query("PREPARE p AS SELECT set_config('work_mem', '3MB', false)").await;
+    raw.query("EXECUTE p").await;
+    raw.query("DEALLOCATE p").await;
+    let own = raw.value("SELECT pg_backend_pid()").await;
+    assert_eq!((raw.value("SHOW work_mem").await, other.value("SHOW work_mem").await), ("3MB".into(), "4MB".into()));
+    assert_eq!(other.value("SELECT pg_backend_pid()").await, own, "else the test shows nothing");
+}
+
 pub async fn start_up(stage: &Stage) {
     let options: &[(&[u8], &[u8])] = &[
         (b"options", b"-c work_mem=3MB --lock-timeout=5s -c app.x=a\\ b"),
@@ -109,10 +121,23 @@ pub async fn start_up(stage: &Stage) {
         }
         assert_eq!(plain.value("SHOW work_mem").await, "4MB");
         assert_eq!(plain.value("SELECT coalesce(current_setting('app.x', true), '')").await, "");
-        raw.query("SET work_mem = '1MB'").await;
-        plain.query("SELECT 1").await;
-        raw.query("DISCARD ALL").await;
+        for back in ["DISCARD ALL", "SET work_mem TO DEFAULT", "RESET work_mem"] {
+            raw.query("SET work_mem = '1MB'").await;
+            plain.query("SELECT 1").await;
+            raw.query(back).await;
+            assert_eq!(raw.value("SHOW work_mem").await, "3MB", "{back}");
+        }
     }
+    // a name that is not ASCII needs UTF-8 on its way, and only there
+    let latin: (&[u8], &[u8]) = (b"client_encoding", b"LATIN1");
+    let mut first = stage.raw_with(&[latin]).await;
+    let mut named = stage.raw_with(&[latin, (b"application_name", "B\u{fc}ro".as_bytes())]).await;
+    for raw in [&mut first, &mut named] {
+        assert_eq!(raw.value("SHOW client_encoding").await, "LATIN1");
+    }
+    let answer = named.query("SELECT chr(252)").await;
+    let row = answer.iter().find(|message| message.tag == b'D').unwrap();
+    assert_eq!(understudy::wire::backend::data_row(&row.body).unwrap()[0], Some(&b"\xfc"[..]));
     // refused as a server refuses: at the start, with its code
     for (name, value, code) in [("client_encoding", "nonsense", "22023"), ("no_such_setting", "1", "42704"), ("options", "-d 5", "0A000")] {
         let packet = crate::raw::startup(196_608, &[(b"user", b"app"), (b"database", b"shop"), (name.as_bytes(), value.as_bytes())]);

@@ -36,7 +36,7 @@ pub(super) fn deallocated(text: &[u8]) -> Option<Deallocated> {
     })
 }
 
-fn put_close(bytes: &mut BytesMut, name: &[u8]) {
+pub(super) fn put_close(bytes: &mut BytesMut, name: &[u8]) {
     put(bytes, b'C', |b| {
         b.extend_from_slice(b"S");
         put_cstr(b, name);
@@ -122,9 +122,19 @@ impl Conversation {
             return None;
         }
         let (statement, _) = self.lookup(name)?;
-        let key = statement.key?;
+        let mut key = statement.key?;
         let mut bytes = BytesMut::new();
-        if !self.known.as_mut()?.touch(key) {
+        let mut there = self.known.as_mut()?.touch(key);
+        let now = if there { key } else { StatementKey::of(&statement.parse.query, &statement.parse.types, self.salt_now()) };
+        if now != key {
+            // prepared under the settings of now it would mean something else to others who share its old name
+            key = now;
+            if let Some(stored) = self.statements.get_mut(name).filter(|stored| stored.parse == statement.parse) {
+                stored.key = Some(key);
+            }
+            there = self.known.as_mut()?.touch(key);
+        }
+        if !there || self.may_be_skipped(name, key) {
             self.put_closes(&mut bytes, key);
             statement.parse.put_as(&mut bytes, &key.name());
             let cycle = self.open();
@@ -136,6 +146,21 @@ impl Conversation {
             named.push((key, statement.parse.name.clone()));
         }
         Some((bytes, key.name()))
+    }
+
+    /// It counts as prepared, but by an earlier cycle of the pipeline, not answered yet: an error there may skip that.
+    fn may_be_skipped(&self, name: &[u8], key: StatementKey) -> bool {
+        self.cycles.iter().take(self.earlier_cycles()).flat_map(|cycle| &cycle.pending).any(|pending| match pending {
+            Pending::Injected { key: Some(prepared), .. } => *prepared == key,
+            // if the client's own Parse is skipped, it has no such statement
+            Pending::Parse { name: parsed, statement } => statement.key == Some(key) && parsed != name,
+            _ => false,
+        })
+    }
+
+    /// How many cycles are outstanding before the one that is open or about to be.
+    pub(super) fn earlier_cycles(&self) -> usize {
+        self.cycles.len() - usize::from(self.batch_open && !self.cycles.is_empty())
     }
 
     /// The client's name of a statement whose name on the server stands in an error for the cycle that is being answered,
@@ -166,7 +191,7 @@ impl Conversation {
         cycle.unanswered += 2;
         cycle.pending.push_back(Pending::InjectedClose);
         cycle.pending.push_back(Pending::Injected { name: name.clone(), key: None });
-        if let Some(known) = &mut self.known {
+        if let Some(known) = self.known.as_mut().filter(|known| !known.leftovers.contains(name)) {
             known.leftovers.push(name.clone());
         }
     }

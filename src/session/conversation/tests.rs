@@ -293,6 +293,18 @@ fn a_statement_prepared_again_behind_an_error_is_prepared_again_later() {
 }
 
 #[test]
+fn a_statement_prepared_again_in_a_cycle_that_fails_is_there_for_the_next() {
+    let mut talk = Talk::new();
+    talk.client(&[P, S]);
+    talk.server(&[(b'1', b""), IDLE]);
+    talk.conversation.generation += 1;
+    talk.client(&[(b'P', b"\0nonsense\0\0\0")]);
+    assert_eq!(talk.client(&[B, E, S, B, E, S]), [true, false, false, true, false, false], "the first may be skipped");
+    assert_eq!(talk.server(&[ERROR, IDLE, (b'3', b""), (b'1', b""), (b'2', b""), DONE, IDLE]), "EZ2CZ");
+    assert_eq!(talk.client(&[B, E, S]), [false, false, false]);
+}
+
+#[test]
 fn large_messages_are_known_by_their_names() {
     let mut talk = Talk::new();
     talk.client(&[P, S]);

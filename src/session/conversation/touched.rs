@@ -52,7 +52,8 @@ impl Touched {
                 SessionEffect::Reset => self.all = true,
                 SessionEffect::DiscardAll => self.everything(),
                 SessionEffect::Deallocate => self.pins |= pins.contains(&pin::SQL_PREPARE),
-                SessionEffect::DeclareCursor | SessionEffect::SqlExecute => {}
+                SessionEffect::DeclareCursor => {}
+                SessionEffect::SqlExecute => self.everything(), // of whatever
                 SessionEffect::Listen
                 | SessionEffect::Unlisten
                 | SessionEffect::TempTable
