@@ -117,10 +117,15 @@ impl Proxy {
         .await;
     }
 
-    /// Until nothing waits.
+    /// Until nothing waits of what was [`handed_over`].
     async fn settled(&self) {
         eventually("applying what waits", async || self.feed().await.0.contains(" 0 wait")).await;
     }
+}
+
+/// A client has its answer a moment before its transaction is handed over; the next answer comes behind that.
+async fn handed_over(client: &Client) {
+    client.batch_execute("SELECT 1").await.unwrap();
 }
 
 impl Drop for Proxy {
@@ -173,6 +178,7 @@ async fn mirrored_writes_feed_a_shadow() {
                     }
                 }
             }
+            handed_over(&client).await;
             number
         }
     });
@@ -210,6 +216,7 @@ async fn mirrored_writes_feed_a_shadow() {
     futures_util::pin_mut!(sink);
     futures_util::SinkExt::send(&mut sink, bytes::Bytes::from_static(b"7\tcopied\n")).await.unwrap();
     sink.finish().await.unwrap();
+    handed_over(&more).await;
     source.batch_execute("INSERT INTO account (id) VALUES (100000)").await.unwrap();
     proxy.settled().await;
     let (state, diverged) = proxy.feed().await;
@@ -234,6 +241,7 @@ async fn mirrored_writes_feed_a_shadow() {
     proxy.mirroring().await;
     let again = proxy.connect("shop").await;
     again.batch_execute("UPDATE account SET n = -1 WHERE id = 5").await.unwrap();
+    handed_over(&again).await;
     proxy.settled().await;
     assert_equal(&source, &shadow, "after a restart").await;
 
@@ -243,6 +251,7 @@ async fn mirrored_writes_feed_a_shadow() {
         again.execute("UPDATE account SET v = 'while away' WHERE id = $1", &[&(10 + id)]).await.unwrap();
     }
     new.boot_again();
+    handed_over(&again).await;
     proxy.settled().await;
     let shadow = new.client("shop").await;
     assert_equal(&source, &shadow, "after the shadow came back").await;
@@ -274,6 +283,7 @@ async fn nothing_runs_twice_nobody_waits_long_and_the_end_loses_nothing() {
     let add = async || {
         let update = client.batch_execute("UPDATE counter SET n = n + 1 WHERE id = 1");
         tokio::time::timeout(play::PATIENCE, update).await.expect("a client waits without limit").unwrap();
+        handed_over(&client).await;
     };
     let failed = async |why: &str| {
         eventually(why, async || {
