@@ -61,6 +61,12 @@ impl Controller {
         let Some((feed, direction)) = shadow.feed() else {
             return Err(CommandError::Refused(format!("shadow {name} has no feed: SHADOW START {name} copies it")));
         };
+        if shadow.config.load().feed == FeedKind::Mirror {
+            return Err(CommandError::Refused(format!(
+                "{name} is fed by mirrored writes, which have no place in a stream to come back to: SHADOW STOP {name} and SHADOW START {name} \
+                 copy it again"
+            )));
+        }
         if shadow.rules.load().existing {
             return Err(CommandError::Refused(format!(
                 "{name} has schema = \"existing\": a resync compares rows under the owner's names and types. SHADOW STOP {name}, empty its \
