@@ -197,8 +197,17 @@ async fn what_if(stage: &Stage) {
 /// Two levels of load make a forecast; it is kept, and the truth is found out later.
 async fn forecast(stage: &Stage) {
     let now = || async { stage.proxy.rows("SHOW FORECAST").await.into_iter().find(|row| row["shadow"] == "pg18" && row["made"] == "now") };
-    stage.set("pg18", "sample_reads", "40").await;
-    wait_until("there is a forecast", PATIENCE, || async { now().await.is_some() }).await;
+    // What comparing can keep up with depends on the machine: the share that makes a second level of load is looked for.
+    let began = std::time::Instant::now();
+    let mut shares = ["40", "20", "10", "5"].iter().cycle();
+    while now().await.is_none() {
+        assert!(began.elapsed() < PATIENCE, "no forecast: {:?}", stage.proxy.rows("SHOW FORECAST").await);
+        let began = std::time::Instant::now();
+        stage.set("pg18", "sample_reads", shares.next().unwrap()).await;
+        while began.elapsed() < Duration::from_secs(8) && now().await.is_none() {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
     let found = now().await.unwrap();
     let value = |key: &str| found[key].as_f64().unwrap_or_else(|| panic!("{key}: {found}"));
     assert!(value("p99_low_ms") <= value("p99_ms") && value("p99_ms") <= value("p99_high_ms"), "{found}");
