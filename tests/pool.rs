@@ -74,14 +74,7 @@ async fn a_pool_is_shared_in_order_and_left_clean() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shadow_helps_pooled_sessions() {
     let pair = shadow::Pair::start_with("pool-shadow", "pool_mode = \"transaction\"", &follow::pool(3), "").await;
-    section("served reads come from the shadow", shadow::served(&pair)).await;
-    section("a failing shadow falls back", shadow::falls_back(&pair)).await;
-    section("session settings hold for served reads", shadow::settings(&pair)).await;
-    section("what is not a pure read is never served", shadow::never_served(&pair)).await;
-    section("nobody reads backwards while the feed is held", shadow::no_stale_reads(&pair)).await;
-    section("nobody is told of what the shadow does not have yet", shadow::consistency(&pair)).await;
-    section("a table that is set aside is not read", shadow::set_aside(&pair)).await;
-    section("a corrupted row is found, moving rows are not", shadow::compared(&pair)).await;
+    shadow::helps(&pair).await;
     section("sampled, served and rehearsed at once", follow::everything(&pair)).await;
 }
 

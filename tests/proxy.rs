@@ -51,15 +51,8 @@ async fn clients_and_operators_of_a_proxy() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shadow_helps_and_cannot_hurt() {
     let pair = shadow::Pair::start("shadow").await;
-    section("served reads come from the shadow", shadow::served(&pair)).await;
-    section("a failing shadow falls back", shadow::falls_back(&pair)).await;
-    section("session settings hold for served reads", shadow::settings(&pair)).await;
-    section("what is not a pure read is never served", shadow::never_served(&pair)).await;
-    section("nobody reads backwards while the feed is held", shadow::no_stale_reads(&pair)).await;
-    section("nobody is told of what the shadow does not have yet", shadow::consistency(&pair)).await;
+    shadow::helps(&pair).await;
     section("shares are exact", shadow::shares(&pair)).await;
-    section("a table that is set aside is not read", shadow::set_aside(&pair)).await;
-    section("a corrupted row is found, moving rows are not", shadow::compared(&pair)).await;
     section("a frozen, then dead shadow hurts nobody", shadow::cannot_hurt(&pair)).await;
 }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     conversations::SCHEMA,
-    harness::{Proxy, ask, connect, database_text, sqlstate, url_text, wait_until},
+    harness::{Proxy, ask, connect, database_text, section, sqlstate, url_text, wait_until},
     support::{Options, Server},
 };
 use std::{
@@ -103,9 +103,32 @@ impl Pair {
         })
         .await;
     }
+
+    /// Sessions whose reads are served.
+    async fn warm_sessions(&self, number: usize) -> Vec<Client> {
+        let mut sessions = Vec::new();
+        for _ in 0..number {
+            let client = self.client().await;
+            self.warm_up(&client).await;
+            sessions.push(client);
+        }
+        sessions
+    }
 }
 
-pub async fn served(pair: &Pair) {
+/// What holds of every shadow that answers, however sessions come by their connections.
+pub async fn helps(pair: &Pair) {
+    section("served reads come from the shadow", served(pair)).await;
+    section("a failing shadow falls back", falls_back(pair)).await;
+    section("session settings hold for served reads", settings(pair)).await;
+    section("what is not a pure read is never served", never_served(pair)).await;
+    section("nobody reads backwards while the feed is held", no_stale_reads(pair)).await;
+    section("nobody is told of what the shadow does not have yet", consistency(pair)).await;
+    section("a table that is set aside is not read", set_aside(pair)).await;
+    section("a corrupted row is found, moving rows are not", compared(pair)).await;
+}
+
+async fn served(pair: &Pair) {
     let client = pair.client().await;
     pair.set("serve_reads", "100").await;
     pair.warm_up(&client).await;
@@ -132,7 +155,7 @@ pub async fn served(pair: &Pair) {
     assert_eq!(pair.served().await, before);
 }
 
-pub async fn falls_back(pair: &Pair) {
+async fn falls_back(pair: &Pair) {
     let client = pair.client().await;
     pair.set("serve_reads", "100").await;
     pair.warm_up(&client).await;
@@ -151,7 +174,7 @@ pub async fn falls_back(pair: &Pair) {
     pair.set("serve_reads", "0").await;
 }
 
-pub async fn settings(pair: &Pair) {
+async fn settings(pair: &Pair) {
     let client = pair.client().await;
     pair.set("serve_reads", "100").await;
     pair.warm_up(&client).await;
@@ -168,7 +191,7 @@ pub async fn settings(pair: &Pair) {
     pair.set("serve_reads", "0").await;
 }
 
-pub async fn never_served(pair: &Pair) {
+async fn never_served(pair: &Pair) {
     let client = pair.client().await;
     pair.set("serve_reads", "100").await;
     pair.warm_up(&client).await;
@@ -197,7 +220,7 @@ pub async fn never_served(pair: &Pair) {
     pair.set("serve_reads", "0").await;
 }
 
-pub async fn no_stale_reads(pair: &Pair) {
+async fn no_stale_reads(pair: &Pair) {
     const LOOPS: i64 = 150;
     let reader = pair.client().await;
     pair.set("serve_reads", "100").await;
@@ -256,15 +279,10 @@ pub async fn no_stale_reads(pair: &Pair) {
 }
 
 /// Sessions that tell each other what they have written, a writer around understudy, and a feed that is held again and again.
-pub async fn consistency(pair: &Pair) {
+async fn consistency(pair: &Pair) {
     const ROUNDS: i64 = 60;
     pair.set("serve_reads", "100").await;
-    let mut sessions = Vec::new();
-    for _ in 0..4 {
-        let client = pair.client().await;
-        pair.warm_up(&client).await;
-        sessions.push(client);
-    }
+    let sessions = pair.warm_sessions(4).await;
     let read = "SELECT v FROM counter WHERE id = 8";
     let around = pair.source.connect("shop").await.unwrap();
     let hold = pair.shadow.connect("shop").await.unwrap();
@@ -322,7 +340,7 @@ pub async fn consistency(pair: &Pair) {
 }
 
 /// A table whose rows the feed holds back is not read on the shadow, whoever asks, and by whatever way.
-pub async fn set_aside(pair: &Pair) {
+async fn set_aside(pair: &Pair) {
     pair.set("serve_reads", "100").await;
     let client = pair.client().await;
     pair.warm_up(&client).await;
@@ -390,12 +408,7 @@ pub async fn set_aside(pair: &Pair) {
 pub async fn shares(pair: &Pair) {
     const EACH: u64 = 1000;
     pair.set("serve_reads", "100").await;
-    let mut sessions = Vec::new();
-    for _ in 0..4 {
-        let client = pair.client().await;
-        pair.warm_up(&client).await;
-        sessions.push(client);
-    }
+    let sessions = pair.warm_sessions(4).await;
     pair.set("serve_reads", "25").await;
     let before = pair.proxy.shadow().await.served;
     for client in &sessions {
@@ -411,7 +424,7 @@ pub async fn shares(pair: &Pair) {
     pair.set("serve_reads", "0").await;
 }
 
-pub async fn compared(pair: &Pair) {
+async fn compared(pair: &Pair) {
     let client = pair.client().await;
     pair.set("sample_reads", "100").await;
     let start = pair.proxy.shadow().await.compare;
