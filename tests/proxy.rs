@@ -17,9 +17,13 @@ mod support;
 use harness::{Proxy, connect, database_text, section, url_text};
 use support::{Options, Server};
 
+/// Held for writing by who compares latencies: what the other tests of this file do to the machine would be in them.
+static MEASURING: tokio::sync::RwLock<()> = tokio::sync::RwLock::const_new(());
+
 /// One source; the shadow named in the file is never started.
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_and_operators_of_a_proxy() {
+    let _beside = MEASURING.read().await;
     let source = Server::start(15, Options::default()).await.unwrap();
     source.create_database("shop").await.unwrap();
     source.create_database("later").await.unwrap();
@@ -53,12 +57,14 @@ async fn a_shadow_helps_and_cannot_hurt() {
     let pair = shadow::Pair::start("shadow").await;
     shadow::helps(&pair).await;
     section("shares are exact", shadow::shares(&pair)).await;
+    let _alone = MEASURING.write().await;
     section("a frozen, then dead shadow hurts nobody", shadow::cannot_hurt(&pair)).await;
 }
 
 /// One source of 15 and a shadow of 18: sessions live through a cutover and back.
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_survive_cutover_and_rollback() {
+    let _beside = MEASURING.read().await;
     let pair = shadow::Pair::start("ownership").await;
     section("a session that cannot move is named", ownership::named_obstacle(&pair)).await;
     section("a dry run changes nothing", ownership::dry_run(&pair)).await;

@@ -393,6 +393,13 @@ async fn set_aside(pair: &Pair) {
     // An answer that cannot be served does not stand in the way of those that can.
     let cannot = client.prepare("SELECT m FROM felt WHERE id = $1").await.unwrap();
     let can = client.prepare("SELECT v FROM item WHERE id = $1").await.unwrap();
+    // the driver has asked the catalog about the type, which only the owner answers
+    let before = pair.served().await;
+    wait_until("prepared reads are served", Duration::from_secs(15), || async {
+        client.query_one(&can, &[&9]).await.unwrap();
+        pair.served().await > before
+    })
+    .await;
     let fallbacks = pair.proxy.shadow().await.served.fallbacks;
     let before = pair.served().await;
     for _ in 0..30 {
