@@ -119,18 +119,13 @@ async fn fence(managed: Arc<Managed>, shadow: Arc<ManagedShadow>) {
     let mut ticks = managed.tick.subscribe();
     let mut pending = Pending::default();
     loop {
-        let tick = match pending.oldest() {
-            Some(tick) => tick,
-            None => {
-                if ticks.changed().await.is_err() {
-                    return;
-                }
-                *ticks.borrow_and_update()
-            }
-        };
         if pending.oldest().is_none() {
-            pending.push(tick);
+            if ticks.changed().await.is_err() {
+                return;
+            }
+            pending.push(*ticks.borrow_and_update());
         }
+        let Some(tick) = pending.oldest() else { continue };
         let Some((feed, direction)) = shadow.feed() else {
             pending.clear();
             continue;
